@@ -80,8 +80,9 @@ class ConfusionMatrix:
         index = order[position]
         if values.size and not np.array_equal(ids[index], values):
             strange = sorted(set(np.unique(values).tolist()) - set(ids.tolist()))
+            legend = ", ".join(f"{c.id} = {c.name}" for c in self.legend)
             raise LabelError(
-                f"The {what} holds the values {strange[:10]}, which are no class of {dict(zip(ids.tolist(), self.legend.names, strict=True))}.",
+                f"The {what} holds the values {strange[:10]}, which are no class of this legend: {legend}.",
                 hint=f"Remap them, or set them to {IGNORE_INDEX} to leave them out.",
             )
         return index.astype(np.int64)
