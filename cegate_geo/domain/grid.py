@@ -40,7 +40,7 @@ class RasterGrid:
     @property
     def bounds(self) -> tuple[float, float, float, float]:
         """Map coordinates (left, bottom, right, top) of the smallest upright rectangle around all pixels."""
-        corners = [self.transform * (col, row) for col in (0, self.width) for row in (0, self.height)]
+        corners = [self.transform @ (col, row) for col in (0, self.width) for row in (0, self.height)]
         xs, ys = [c[0] for c in corners], [c[1] for c in corners]
         return (min(xs), min(ys), max(xs), max(ys))
 
@@ -55,4 +55,4 @@ class RasterGrid:
         Law: pixel (c, r) of the crop lies where pixel (c + col_off, r + row_off) of this grid lies.
         """
         shift = Affine.translation(window.col_off, window.row_off)
-        return RasterGrid(crs_wkt=self.crs_wkt, transform=self.transform * shift, shape=window.shape)
+        return RasterGrid(crs_wkt=self.crs_wkt, transform=self.transform @ shift, shape=window.shape)

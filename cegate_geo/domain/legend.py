@@ -52,10 +52,10 @@ class Legend:
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise InputError(f"A legend needs two classes at least, not {len(self.classes)}.")
-        for what, values in (("id", [c.id for c in self.classes]), ("name", [c.name for c in self.classes])):
+        for what, values in (("id", [str(i) for i in self.ids]), ("name", list(self.names))):
             twice = {v for v in values if values.count(v) > 1}
             if twice:
-                raise InputError(f"The legend has the {what} {sorted(map(str, twice))} more than once.")
+                raise InputError(f"The legend has the {what} {sorted(twice)} more than once.")
 
     @classmethod
     def from_names(cls, names: Sequence[str] | Mapping[int, str], *, colors: Mapping[str, str] | None = None) -> Legend:

@@ -70,10 +70,10 @@ def test_a_window_without_pixels_does_not_exist() -> None:
 @settings(deadline=None)
 @given(windows, st.floats(-80, 80), st.floats(0.1, 3), st.sampled_from([-1.0, 1.0]))
 def test_a_crop_keeps_every_pixel_where_it_was(window: Window, angle: float, size: float, up: float) -> None:
-    transform = Affine.translation(500000, 4e6) * Affine.rotation(angle) * Affine.scale(size, up * size)
+    transform = Affine.translation(500000, 4e6) @ Affine.rotation(angle) @ Affine.scale(size, up * size)
     grid = RasterGrid(crs_wkt=None, transform=transform, shape=(10, 12))
     crop = grid.crop(window)
-    assert crop.transform * (3, 4) == pytest.approx(transform * (3 + window.col_off, 4 + window.row_off))
+    assert crop.transform @ (3, 4) == pytest.approx(transform @ (3 + window.col_off, 4 + window.row_off))
     assert crop.shape == window.shape
 
 
