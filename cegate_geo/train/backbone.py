@@ -1,0 +1,144 @@
+"""Load a timm ViT: from the hub, from a local file of the published layout, or from a file that `pretrain` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from cegate_geo.errors import ModelError
+
+METADATA_KEY = "cegate_geo_backbone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSpec:
+    """How to build a backbone again: timm name, constructor arguments, normalisation of its input."""
+
+    architecture: str
+    """timm model name, for example "vit_small_patch14_dinov2.lvd142m"."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `timm.create_model` beyond the name, JSON values."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean per channel, in 0-1 units."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation per channel, in 0-1 units."""
+
+
+def load_backbone(architecture: str, weights: str | Path = "", *, image_size: int) -> tuple[nn.Module, BackboneSpec]:
+    """A ViT without a classifier, and how it was built.
+
+    Args:
+        architecture: timm name; ignored where `weights` is a file that `save_backbone` wrote.
+        weights: Local `.safetensors`, `.pth` or `.bin` (`weights_only`); empty for the hub; "random" for none.
+        image_size: Side of the training crops in pixels; position embeddings are resampled to it.
+
+    Raises:
+        ModelError: If the name is unknown, the file is missing or does not fit, or the hub can't be reached.
+    """
+    path = Path(weights) if weights and str(weights) != "random" else None
+    if path is not None and not path.is_file():
+        raise ModelError(f"The weights {path} do not exist.", hint="Check the path, or leave it empty for the hub.")
+    spec = read_spec(path) if path is not None else None
+    if spec is not None and path is not None:
+        return _load_own(spec, path, image_size)
+    return _load_published(architecture, path, image_size, pretrained=str(weights) != "random")
+
+
+def _load_own(spec: BackboneSpec, path: Path, image_size: int) -> tuple[nn.Module, BackboneSpec]:
+    kwargs = {**spec.kwargs, "img_size": image_size}
+    model = _create(spec.architecture, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
+    return model, BackboneSpec(architecture=spec.architecture, kwargs=kwargs, mean=spec.mean, std=spec.std)
+
+
+def _load_published(
+    architecture: str, path: Path | None, image_size: int, *, pretrained: bool
+) -> tuple[nn.Module, BackboneSpec]:
+    kwargs: dict[str, Any] = {"dynamic_img_size": True}
+    if "dinov3" not in architecture:  # RoPE takes any size; others resample position embeddings, DINOv2 also 14 to 16
+        kwargs["img_size"] = image_size
+        if "patch14" in architecture:
+            kwargs["patch_size"] = 16
+    overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if path is not None else {}
+    model = _create(architecture, pretrained=pretrained, **kwargs, **overlay)
+    config = timm.data.resolve_model_data_config(model)
+    return model, BackboneSpec(
+        architecture=architecture, kwargs=kwargs, mean=tuple(config["mean"]), std=tuple(config["std"])
+    )
+
+
+def _create(architecture: str, **kwargs: Any) -> nn.Module:
+    try:
+        return timm.create_model(architecture, num_classes=0, **kwargs)
+    except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ModelError(
+            f"The backbone {architecture!r} can't be loaded: {reason}",
+            hint="Check the timm name and the file; without network give weights = 'path to the file'.",
+        ) from error
+
+
+def save_backbone(model: nn.Module, spec: BackboneSpec, path: Path, *, provenance: Mapping[str, Any]) -> None:
+    """Write the weights in half precision as safetensors, with what `load_backbone` needs as metadata."""
+    tensors = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
+    table = {
+        "architecture": spec.architecture,
+        "kwargs": dict(spec.kwargs),
+        "mean": spec.mean,
+        "std": spec.std,
+        "provenance": dict(provenance),
+    }
+    part = path.with_name(path.name + ".part")
+    try:
+        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(table, sort_keys=True), "format": "pt"})
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_spec(path: Path) -> BackboneSpec | None:
+    """The spec in a file that `save_backbone` wrote; None for any other weights file.
+
+    Raises:
+        ModelError: If a `.safetensors` file is damaged.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} is no readable safetensors file: {error}.", hint="Fetch it again.") from error
+    if text is None:
+        return None
+    table = json.loads(text)
+    return BackboneSpec(
+        architecture=table["architecture"], kwargs=table["kwargs"], mean=tuple(table["mean"]), std=tuple(table["std"])
+    )
+
+
+def patch_size(model: nn.Module) -> int:
+    """Side of a patch in pixels.
+
+    Raises:
+        ModelError: If patches are not square.
+    """
+    height, width = model.patch_embed.patch_size  # type: ignore[union-attr, misc]
+    if height != width:
+        raise ModelError(f"Patches of {height} x {width} pixels are not supported.", hint="Use square patches.")
+    return int(height)
+
+
+def normalise(images: torch.Tensor, spec: BackboneSpec) -> torch.Tensor:
+    """(N, 3, H, W) in 0-1 units as the backbone wants it."""
+    mean = torch.tensor(spec.mean, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    std = torch.tensor(spec.std, device=images.device, dtype=images.dtype).view(1, -1, 1, 1)
+    return (images - mean) / std
