@@ -1,0 +1,175 @@
+"""The configuration of `cegate-geo adapt`: one dataclass a table of the TOML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from cegate_geo.domain.legend import Legend
+from cegate_geo.errors import ConfigError
+
+Method = Literal[
+    "gate", "frozen", "full", "lora", "adaptformer", "earth-adapter", "all", "random", "fixed", "grad-norm"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceConfig:
+    """[[source]] or [[validation]]: labelled rasters."""
+
+    images: str
+    """Path or glob pattern of rasters."""
+    labels: str
+    """Polygons in any CRS, or class rasters: a path, or a pattern that gives one file per image in sorted order."""
+    name: str = ""
+    label_field: str = ""
+    """Field of the polygons that holds the class name or id; empty: every polygon is `label_class`."""
+    label_class: str = ""
+    """Class of polygons without a field; empty: the last class of the legend."""
+    background: str = ""
+    """Class of pixels that no polygon covers; empty: the first class of the legend; "ignore": they do not count."""
+    remap: Mapping[str, str] = field(default_factory=dict)
+    """Value or name in the labels → class name, or "ignore"."""
+    aoi: str = ""
+    """Polygons of the area that is labelled; outside it labels are ignored."""
+    rows: tuple[int, int] | None = None
+    """First and last-but-one row (of the raster) that may be used, for splits by hand."""
+    cols: tuple[int, int] | None = None
+    bands: tuple[int, ...] = (1, 2, 3)
+    """Bands, from 1, in the order red, green, blue."""
+    nodata: tuple[float, ...] = ()
+    """Value of holes that carry no flag, one per band or one for all."""
+    weight: float = 1.0
+    """Share of the chips relative to other sources."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """[model]: backbone and head."""
+
+    backbone: str = "vit_small_patch14_dinov2.lvd142m"
+    """timm name."""
+    weights: str = ""
+    """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none."""
+    head: Literal["linear", "dpt"] = "dpt"
+    head_dim: int = 128
+    """Width of the head."""
+    tile_size: int = 512
+    """Side of the exported model's input in pixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpatialConfig:
+    """LoRA on q and v."""
+
+    rank: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemanticConfig:
+    """Adapter beside the MLP."""
+
+    dim: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrequencyConfig:
+    """Earth-Adapter."""
+
+    dim: int = 32
+    cutoff: float = 0.3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeftConfig:
+    """[peft]: which modules there are, and how the gate chooses."""
+
+    method: Method = "gate"
+    budget: float = 0.25
+    """Share of all modules that is active at a time."""
+    every: int = 100
+    """Steps between two selections."""
+    samples: int = 16
+    """Chips that a selection is scored on."""
+    inactive: Literal["frozen", "bypass"] = "frozen"
+    spatial: SpatialConfig = field(default_factory=SpatialConfig)
+    semantic: SemanticConfig = field(default_factory=SemanticConfig)
+    frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget <= 1 or self.every < 1 or self.samples < 1:
+            raise ConfigError(
+                f"[peft] has budget={self.budget}, every={self.every}, samples={self.samples}.",
+                hint="budget lies in (0, 1]; every and samples are at least 1.",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """[train]: how to train."""
+
+    steps: int = 2000
+    batch_size: int = 4
+    crop: int = 512
+    """Side of a chip in pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Chips are cut at `crop` times a factor in this range, and resampled."""
+    lr: float = 5e-5
+    """Learning rate of the modules."""
+    head_lr: float | None = None
+    """Learning rate of the head; empty: as `lr`."""
+    weight_decay: float = 0.05
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises from 0."""
+    ema: float = 0.999
+    """Decay of the averaged weights that are validated and exported; 0 turns them off."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    photometric: float = 1.0
+    """Strength of colour augmentation; 0 turns it off."""
+    balance: float = 0.5
+    """Share of the chips that is drawn around a class chosen evenly, instead of anywhere."""
+    validation: float = 0.15
+    """Share of the labelled area that is held out, in spatial blocks, where no [[validation]] is given."""
+    validate_every: int = 250
+    save_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1 or self.crop < 16 or not 0 <= self.validation < 1:
+            raise ConfigError(
+                f"[train] has steps={self.steps}, batch_size={self.batch_size}, crop={self.crop}, "
+                f"validation={self.validation}.",
+                hint="steps and batch_size are at least 1, crop at least 16, validation lies in [0, 1).",
+            )
+        if not 0 < self.scale[0] <= self.scale[1]:
+            raise ConfigError(f"train.scale = {list(self.scale)} is no range.", hint="Write [smallest, largest].")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptConfig:
+    """A whole adaptation."""
+
+    classes: Mapping[int, str]
+    """Id → name."""
+    source: tuple[SourceConfig, ...]
+    colors: Mapping[str, str] = field(default_factory=dict)
+    """Class name → '#rrggbb'."""
+    validation: tuple[SourceConfig, ...] = ()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    name: str = "model"
+    """Name in the manifest."""
+    description: str = ""
+    licence: str = ""
+    attribution: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise ConfigError("There is no [[source]].", hint="Add one with images = '...' and labels = '...'.")
+
+    @property
+    def legend(self) -> Legend:
+        """The classes in channel order."""
+        return Legend.from_names(self.classes, colors=self.colors)

@@ -1,0 +1,98 @@
+"""Segmentation heads on the token maps of a ViT.
+
+Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, to logits (N, K, H', W') on a
+finer grid; `Segmenter` resamples them to the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cegate_geo.errors import ConfigError
+
+HEADS = ("linear", "dpt")
+
+
+def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) -> nn.Module:
+    """A head by name.
+
+    Raises:
+        ConfigError: If there is no such head.
+    """
+    if name == "linear":
+        return LinearHead(in_dim=in_dim, classes=classes)
+    if name == "dpt":
+        return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+    raise ConfigError(f"There is no head {name!r}.", hint=f"Use one of {', '.join(HEADS)}.")
+
+
+class LinearHead(nn.Module):
+    """Batch-free normalisation and a 1x1 convolution on the last level: the plain probe."""
+
+    def __init__(self, *, in_dim: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, in_dim)
+        self.classify = nn.Conv2d(in_dim, classes, 1)
+
+    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Levels (N, D, h, w) → (N, K, h, w)."""
+        return self.classify(self.norm(features[-1]))
+
+
+class ResidualUnit(nn.Module):
+    """Two 3x3 convolutions around an identity."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, dim)
+        self.first = nn.Conv2d(dim, dim, 3, padding=1)
+        self.second = nn.Conv2d(dim, dim, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, D, h, w) → the same shape."""
+        return x + self.second(F.relu(self.first(F.relu(self.norm(x)))))
+
+
+class DptHead(nn.Module):
+    """Dense prediction head: shallow levels become fine maps, deep ones coarse, fused from coarse to fine.
+
+    Source: Vision Transformers for Dense Prediction, arXiv 2103.13413. With a patch of 16 pixels and four levels the
+    maps have strides 4, 8, 16, 32, and the logits stride 4.
+
+    Args:
+        in_dim: Width D of the tokens.
+        levels: Number of feature maps.
+        dim: Width of the head, a multiple of 8.
+        classes: Number of classes K.
+    """
+
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+        super().__init__()
+        if dim % 8:
+            raise ConfigError(f"model.head_dim = {dim} is no multiple of 8.", hint="Use 64, 96, 128, 256, ...")
+        self.norms = nn.ModuleList([nn.GroupNorm(1, in_dim) for _ in range(levels)])
+        self.reassemble = nn.ModuleList([_reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
+        self.units = nn.ModuleList([ResidualUnit(dim) for _ in range(levels)])
+        self.out = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(dim // 2, classes, 1))
+
+    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Levels (N, D, h, w), shallow to deep → (N, K, 4h, 4w) for four levels."""
+        maps = [r(n(f)) for r, n, f in zip(self.reassemble, self.norms, features, strict=True)]
+        fused = self.units[-1](maps[-1])
+        for unit, finer in zip(reversed(self.units[:-1]), reversed(maps[:-1]), strict=True):
+            fused = unit(finer + F.interpolate(fused, size=finer.shape[-2:], mode="bilinear", align_corners=False))
+        return self.out(fused)
+
+
+def _reassemble(in_dim: int, dim: int, octave: int) -> nn.Module:
+    """Tokens to a map that is finer (octave < 0) or coarser (octave = 1) than the token grid by factors of two."""
+    if octave < 0:
+        factor = 2**-octave
+        return nn.Sequential(nn.Conv2d(in_dim, dim, 1), nn.ConvTranspose2d(dim, dim, kernel_size=factor, stride=factor))
+    if octave == 0:
+        return nn.Conv2d(in_dim, dim, 1)
+    return nn.Conv2d(in_dim, dim, 3, stride=2, padding=1)

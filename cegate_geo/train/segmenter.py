@@ -1,0 +1,54 @@
+"""Backbone, modules and head as one segmentation model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from cegate_geo.train.backbone import BackboneSpec, patch_size
+from cegate_geo.train.heads import make_head
+
+
+class Segmenter(nn.Module):
+    """Images in 0-1 units in, logits at full size out. Normalisation is part of it, so it is part of the export.
+
+    Args:
+        backbone: timm ViT.
+        spec: How the backbone wants its input.
+        head: Name of a head, see `heads`.
+        head_dim: Width of the head.
+        classes: Number of classes K.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, spec: BackboneSpec, *, head: str, head_dim: int, classes: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.patch = patch_size(backbone)
+        self.indices = feature_indices(len(cast(Sequence[nn.Module], backbone.blocks)))
+        dim = cast(int, backbone.embed_dim)
+        self.head = make_head(head, in_dim=dim, levels=len(self.indices), dim=head_dim, classes=classes)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, H, W) in 0-1 units → logits (N, K, H, W); H and W are multiples of the patch."""
+        features = self.backbone.forward_intermediates(  # type: ignore[operator]
+            (images - self.mean) / self.std, indices=self.indices, intermediates_only=True, norm=False
+        )
+        logits = self.head(features)
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def feature_indices(depth: int) -> list[int]:
+    """Blocks whose outputs the head reads: the ends of the four quarters, as in 7, 11, 15, 23 of 24.
+
+    Shallow models repeat none: fewer than four blocks give fewer levels.
+    """
+    return sorted({max(0, round(depth * part) - 1) for part in (1 / 3, 1 / 2, 2 / 3, 1.0)})
