@@ -12,6 +12,7 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from cegate_geo.errors import ModelError
@@ -69,7 +70,7 @@ def _load_published(
             kwargs["patch_size"] = 16
     overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if path is not None else {}
     model = _create(architecture, pretrained=pretrained, **kwargs, **overlay)
-    config = timm.data.resolve_model_data_config(model)
+    config = resolve_model_data_config(model)
     return model, BackboneSpec(
         architecture=architecture, kwargs=kwargs, mean=tuple(config["mean"]), std=tuple(config["std"])
     )

@@ -11,7 +11,7 @@ import math
 from typing import cast
 
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
@@ -123,4 +123,4 @@ def fix_positions(vit: nn.Module) -> None:
     with torch.no_grad():
         position.zero_()
         position[0, position.shape[1] - len(table) :] = table
-    position.requires_grad_(requires_grad=False)
+    position.requires_grad_(False)
