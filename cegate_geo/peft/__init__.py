@@ -1,1 +1,40 @@
 """Small trainable modules for any timm ViT, and the gate that chooses among them. Tensors in, tensors out."""
+
+from cegate_geo.peft.attach import Gradients, Inactive, Toolbox, ToolboxConfig, attach, keys_of
+from cegate_geo.peft.baselines import METHODS, Method, build_gate, build_toolbox, find_method
+from cegate_geo.peft.fisher import fisher_scores, gradient_norms, normalise_scores
+from cegate_geo.peft.gate import Gate, GateConfig, Policy, Selection, select
+from cegate_geo.peft.modules import FrequencyModule, SemanticModule, SiteModule, SpatialModule
+from cegate_geo.peft.prune import merge, prune
+from cegate_geo.peft.sites import KINDS, Kind, ModuleKey
+
+__all__ = [
+    "KINDS",
+    "METHODS",
+    "FrequencyModule",
+    "Gate",
+    "GateConfig",
+    "Gradients",
+    "Inactive",
+    "Kind",
+    "Method",
+    "ModuleKey",
+    "Policy",
+    "Selection",
+    "SemanticModule",
+    "SiteModule",
+    "SpatialModule",
+    "Toolbox",
+    "ToolboxConfig",
+    "attach",
+    "build_gate",
+    "build_toolbox",
+    "find_method",
+    "fisher_scores",
+    "gradient_norms",
+    "keys_of",
+    "merge",
+    "normalise_scores",
+    "prune",
+    "select",
+]
