@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,13 +14,23 @@ from safetensors.torch import load_file, save_file
 from cegate_geo.errors import InputError
 
 
+class Stateful(Protocol):
+    """Anything with tensors to save."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors by name."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> object:
+        """Take back what `state_dict` gave."""
+
+
 def save_state(
     folder: Path,
     *,
     step: int,
-    modules: Mapping[str, torch.nn.Module],
+    modules: Mapping[str, Stateful],
     optimizer: torch.optim.Optimizer,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write what a run needs to go on after `step` steps; the old state stays until the new one is complete."""
@@ -37,7 +47,7 @@ def save_state(
         "step": step,
         "tensors": name,
         "groups": optimizer_state["param_groups"],
-        "rng": rng.bit_generator.state,
+        "rng": rng.bit_generator.state if rng is not None else None,
         "extra": dict(extra or {}),
     }
     part = folder / "state.json.part"
@@ -51,9 +61,9 @@ def save_state(
 def load_state(
     folder: Path,
     *,
-    modules: Mapping[str, torch.nn.Module],
+    modules: Mapping[str, Stateful],
     optimizer: torch.optim.Optimizer,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Bring modules, optimiser and generators back to where `save_state` left them.
 
@@ -80,5 +90,6 @@ def load_state(
             f"{folder} holds no state that can be resumed: {error}.", hint="Start without --resume, in a new folder."
         ) from error
     torch.set_rng_state(tensors["torch_rng"])
-    rng.bit_generator.state = table["rng"]
+    if rng is not None:
+        rng.bit_generator.state = table["rng"]
     return int(table["step"]), table["extra"]

@@ -1,0 +1,136 @@
+"""Everything that the steps of an adaptation share, built from its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cegate_geo import __version__
+from cegate_geo.domain.confusion import Metrics
+from cegate_geo.errors import InputError
+from cegate_geo.peft import Gate, GateConfig, build_gate
+from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
+from cegate_geo.train.config import AdaptConfig, TrainConfig
+from cegate_geo.train.ema import Ema
+from cegate_geo.train.run import Run, new_run
+from cegate_geo.train.scenes import LabelledScene, open_scenes
+from cegate_geo.train.splits import Area, split_scenes, whole
+from cegate_geo.train.validation import Tile, choose_precision
+
+
+@dataclass(slots=True, kw_only=True)
+class Job:
+    """All that the steps share."""
+
+    run: Run
+    gate: Gate
+    ema: Ema
+    optimizer: torch.optim.Optimizer
+    sampler: ChipSampler
+    tiles: list[Tile]
+    """Validation tiles, in memory."""
+    device: str
+    precision: str
+    best: float = -1.0
+    """Best mean IoU on validation so far."""
+    best_step: int = 0
+    metrics: Metrics | None = None
+
+
+def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], list[Area]]:
+    """All source scenes, training areas, held-out areas."""
+    legend, settings = config.legend, config.train
+    scenes = [scene for source in config.source for scene in open_scenes(source, legend)]
+    if config.validation:
+        held_out = [whole(s) for source in config.validation for s in open_scenes(source, legend)]
+        return scenes, [whole(s) for s in scenes], held_out
+    if settings.validation == 0:
+        return scenes, [whole(s) for s in scenes], []
+    training, held_out = split_scenes(
+        scenes, fraction=settings.validation, block=settings.crop, buffer=settings.crop // 8, seed=settings.seed
+    )
+    return scenes, training, held_out
+
+
+def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict[str, Any] | None) -> Job:
+    """Read the data and build the model of a run.
+
+    Args:
+        config: What to do.
+        folder: Folder of the run.
+        device: torch device, or "auto".
+        provenance: Extra facts for the manifest.
+
+    Raises:
+        InputError: If the data can't be used.
+    """
+    scenes, training, held_out = read_areas(config)
+    settings, peft = config.train, config.peft
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(settings.seed)
+    run = new_run(folder, config)
+    run.segmenter.to(device)
+    choosing = GateConfig(budget=peft.budget, every=peft.every, inactive=peft.inactive, gradients="skip")
+    method = "frozen" if peft.method == "full" else peft.method
+    gate = build_gate(run.toolbox, method, choosing, seed=settings.seed, model=run.segmenter)
+    sampler = ChipSampler(
+        training,
+        crop=settings.crop,
+        scale=settings.scale,
+        balance=settings.balance,
+        classes=len(config.legend),
+        photometric=settings.photometric,
+    )
+    tiles = [read_tile(area, window) for area, window in validation_tiles(held_out, crop=config.model.tile_size)]
+    run.facts = collect_facts(config, scenes, sampler, provenance)
+    return Job(
+        run=run,
+        gate=gate,
+        ema=Ema(run.trained_parameters(), decay=settings.ema),
+        optimizer=_optimizer(run, settings),
+        sampler=sampler,
+        tiles=tiles,
+        device=device,
+        precision=choose_precision(settings.precision, device),
+    )
+
+
+def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW: modules (and the backbone of "full") at `lr`, the head at `head_lr`; no decay on vectors and scalars."""
+    head = {id(p) for p in run.segmenter.head.parameters()}
+    head_lr = settings.head_lr if settings.head_lr is not None else settings.lr
+    groups = []
+    for is_head in (False, True):
+        for decays in (False, True):
+            chosen = [p for p in run.trained_parameters() if (id(p) in head) == is_head and (p.ndim > 1) == decays]
+            lr, decay = (head_lr if is_head else settings.lr), (settings.weight_decay if decays else 0.0)
+            if chosen:
+                groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999))
+
+
+def collect_facts(
+    config: AdaptConfig, scenes: list[LabelledScene], sampler: ChipSampler, provenance: dict[str, Any] | None
+) -> dict[str, Any]:
+    """What the manifest will tell of this run."""
+    sizes = [s.gsd_m for s in scenes if s.gsd_m is not None]
+    if not sizes:
+        raise InputError(
+            "No source has a CRS, so the ground size of a pixel is unknown.", hint="Give the rasters a CRS (gdal_edit)."
+        )
+    low, high = config.train.scale
+    return {
+        "gsd_m": float(np.exp(np.mean(np.log(sizes)))),
+        "gsd_range_m": [min(sizes) * low, max(sizes) * high],
+        "bands": ["red", "green", "blue"],
+        "version": __version__,
+        "sources": [s.name or Path(s.images).name for s in config.source],
+        "pixels": sampler.pixel_counts(),
+        "statistics": sampler.image_statistics(),
+        **(provenance or {}),
+    }

@@ -1,0 +1,283 @@
+"""`cegate-geo adapt`: the one place that knows all stages of training.
+
+Labelled areas → chips → steps with a gate that chooses the modules → validation on held-out blocks of the source, by
+which the weights are chosen that are kept. Random numbers of step t depend on the seed and on t alone, so that a resumed
+run sees the chips that an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cegate_geo.domain.confusion import Metrics
+from cegate_geo.domain.legend import IGNORE_INDEX
+from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, InputError
+from cegate_geo.train.config import AdaptConfig, TrainConfig
+from cegate_geo.train.config_file import to_table
+from cegate_geo.train.job import Job, make_job
+from cegate_geo.train.run import load_weights
+from cegate_geo.train.state import load_state, save_state
+from cegate_geo.train.validation import autocast, save_pictures, validate
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+"""Images (N, 3, H, W) float32 in 0-1 units, labels (N, H, W) int64."""
+
+PICTURES = 6
+"""Validation tiles that are drawn for the report."""
+
+DATA_STREAM, SCORE_STREAM = 0, 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptProgress:
+    """Where a run stands."""
+
+    step: int
+    """Steps done."""
+    steps: int
+    loss: float
+    miou: float | None
+    """Last mean IoU on validation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdaptResult:
+    """What a run came to."""
+
+    folder: Path
+    metrics: Metrics | None
+    """On validation, of the weights that were kept; None without validation."""
+    best_step: int
+    seconds: float
+
+
+Progress = Callable[[AdaptProgress], None]
+
+
+def adapt(
+    config: AdaptConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    provenance: dict[str, Any] | None = None,
+) -> AdaptResult:
+    """Train, and leave `config.json`, `metrics.jsonl`, `gate.jsonl`, `state/`, `adapter.safetensors`, `result.json`.
+
+    Args:
+        config: What to do.
+        folder: Folder of the run; made if missing.
+        resume: Go on from `folder/state`.
+        device: torch device, or "auto".
+        progress: Called after each step.
+        cancelled: Asked after each step; the state is saved before `CancelledError` is raised.
+        provenance: Goes into the exported manifest (command, commit, terms of the data).
+
+    Returns:
+        Figures on validation, and where the run lies.
+
+    Raises:
+        InputError: If the folder holds another run, or the data can't be used.
+        CegateError: If the loss is no number any more.
+    """
+    began = time.perf_counter()
+    _claim(folder, config, resume=resume)
+    job = make_job(config, folder, device=device, provenance=provenance)
+    start = _resume(job) if resume else 0
+    with (
+        (folder / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") as log,
+        (folder / "gate.jsonl").open("a" if resume else "w", encoding="utf-8") as choices,
+    ):
+        for step, batch in _batches(job, start):
+            if job.gate.due(step):
+                choices.write(json.dumps(_choose(job, step)) + "\n")
+            loss = _step(job, step, batch)
+            log.write(json.dumps({"step": step, "loss": loss, "lr": learning_rate(step, config.train)}) + "\n")
+            _after_step(job, step, log)
+            if progress is not None:
+                miou = job.metrics["miou"] if job.metrics is not None else None
+                progress(AdaptProgress(step=step + 1, steps=config.train.steps, loss=loss, miou=miou))
+            if cancelled is not None and cancelled():
+                _save_state(job, step + 1)
+                raise CancelledError(f"Cancelled after {step + 1} steps.", hint="Go on with --resume.")
+    return _finish(job, time.perf_counter() - began)
+
+
+def learning_rate(step: int, settings: TrainConfig) -> float:
+    """Factor of the learning rates: linear warm-up, then (1 - t) to the power of 0.9."""
+    warmup = max(1, round(settings.warmup * settings.steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return (1 - (step - warmup) / max(1, settings.steps - warmup)) ** 0.9
+
+
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Mean cross entropy over labelled pixels; 0 where a batch has none.
+
+    Args:
+        logits: (N, K, H, W).
+        labels: (N, H, W) channel indices; 255 is left out.
+    """
+    total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+
+
+def _claim(folder: Path, config: AdaptConfig, *, resume: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path, text = folder / "config.json", json.dumps(to_table(config), indent=2)
+    if path.exists() and not resume:
+        raise InputError(f"{folder} holds a run already.", hint="Use --resume, another folder, or remove it.")
+    if resume and (not path.exists() or path.read_text(encoding="utf-8") != text):
+        raise InputError(f"{folder} holds no run of this configuration.", hint="Resume with the same settings.")
+    path.write_text(text, encoding="utf-8")
+
+
+def _batches(job: Job, start: int) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from `start` on; the next batch is read while the model works on this one."""
+    settings = job.run.config.train
+
+    def read(step: int) -> Batch:
+        rng = np.random.default_rng([settings.seed, DATA_STREAM, step])
+        return job.sampler.batch(settings.batch_size, rng)
+
+    with ThreadPoolExecutor(1) as reader:
+        upcoming = reader.submit(read, start)
+        for step in range(start, settings.steps):
+            batch = upcoming.result()
+            if step + 1 < settings.steps:
+                upcoming = reader.submit(read, step + 1)
+            yield step, batch
+
+
+def _choose(job: Job, step: int) -> dict[str, Any]:
+    """Let the gate choose on chips that only depend on the seed and the step."""
+    settings = job.run.config.train
+    rng = np.random.default_rng([settings.seed, SCORE_STREAM, step])
+    images, labels = job.sampler.batch(job.run.config.peft.samples, rng)
+
+    def loss_of(sample: Batch) -> torch.Tensor:
+        with autocast(job.device, job.precision):
+            logits = job.run.segmenter(sample[0].to(job.device))
+        return segmentation_loss(logits, sample[1].to(job.device))
+
+    samples = ((images[n : n + 1], labels[n : n + 1]) for n in range(len(images)))
+    return job.gate.rescore(step, samples, loss_of).to_json()
+
+
+def _step(job: Job, step: int, batch: Batch) -> float:
+    factor = learning_rate(step, job.run.config.train)
+    for group in job.optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+    job.run.segmenter.train()
+    with autocast(job.device, job.precision):
+        logits = job.run.segmenter(batch[0].to(job.device))
+    loss = segmentation_loss(logits, batch[1].to(job.device))
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise CegateError(
+            f"The loss is {value} at step {step}.", hint="Lower train.lr, or set train.precision to fp32."
+        )
+    job.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    job.gate.mask_gradients()
+    torch.nn.utils.clip_grad_norm_(job.run.trained_parameters(), 1.0)
+    job.optimizer.step()
+    job.ema.update(step)
+    return value
+
+
+def _after_step(job: Job, step: int, log: IO[str]) -> None:
+    settings = job.run.config.train
+    last = step + 1 == settings.steps
+    if last or (step + 1) % settings.validate_every == 0:
+        _validate(job, step, log)
+    if last or (step + 1) % settings.save_every == 0:
+        _save_state(job, step + 1)
+        log.flush()
+
+
+def _validate(job: Job, step: int, log: IO[str]) -> None:
+    """Measure the averaged weights on held-out tiles, and keep them if they are the best so far.
+
+    Without held-out tiles the last weights are kept.
+    """
+    run, legend = job.run, job.run.config.legend
+    with job.ema.swapped():
+        miou = math.inf
+        if job.tiles:
+            matrix = validate(run.segmenter, job.tiles, legend, device=job.device, precision=job.precision)
+            metrics = matrix.metrics()
+            miou = metrics["miou"] or 0.0
+            log.write(json.dumps({"step": step, "validation": metrics}) + "\n")
+            said, true = (matrix.counts.sum(0) > 0).sum(), (matrix.counts.sum(1) > 0).sum()
+            if said == 1 < true:
+                warnings.warn(
+                    CollapseWarning(f"At step {step} the model says one class everywhere. Lower train.lr."),
+                    stacklevel=2,
+                )
+        if miou >= job.best:
+            job.best, job.best_step = miou, step + 1
+            job.metrics = metrics if job.tiles else None
+            run.active, run.ever_active = frozenset(job.gate.active), frozenset(job.gate.ever_active)
+            run.facts["validation"], run.facts["best_step"] = job.metrics, job.best_step
+            run.save()
+
+
+def _save_state(job: Job, step: int) -> None:
+    extra = {
+        "gate": job.gate.state_dict(),
+        "best": job.best,
+        "best_step": job.best_step,
+        "metrics": job.metrics,
+    }
+    save_state(
+        job.run.folder / "state",
+        step=step,
+        modules={"run": job.run, "ema": job.ema},
+        optimizer=job.optimizer,
+        extra=extra,
+    )
+
+
+def _resume(job: Job) -> int:
+    step, extra = load_state(
+        job.run.folder / "state", modules={"run": job.run, "ema": job.ema}, optimizer=job.optimizer
+    )
+    job.gate.load_state_dict(extra["gate"])
+    job.best, job.best_step, job.metrics = extra["best"], extra["best_step"], cast("Metrics | None", extra["metrics"])
+    return step
+
+
+def _finish(job: Job, seconds: float) -> AdaptResult:
+    run = job.run
+    load_weights(run)
+    legend, tiles = run.config.legend, job.tiles[:PICTURES]
+    save_pictures(run.segmenter, tiles, legend, run.folder / "pictures", device=job.device, precision=job.precision)
+    result = AdaptResult(folder=run.folder, metrics=job.metrics, best_step=job.best_step, seconds=seconds)
+    table = {
+        **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "folder"},
+        "modules_total": len(run.toolbox.keys),
+        "modules_kept": sorted(str(k) for k in run.ever_active),
+        "trained_parameters": sum(p.numel() for p in run.trained_parameters()),
+        "backbone_parameters": sum(p.numel() for p in run.segmenter.backbone.parameters()),
+        "device": job.device,
+        "precision": job.precision,
+        "facts": run.facts,
+    }
+    (run.folder / "result.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
+    return result

@@ -1,0 +1,165 @@
+"""The folder of one adaptation: build its model, save what was trained, load it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from cegate_geo.errors import InputError, ModelError
+from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
+from cegate_geo.train.backbone import load_backbone
+from cegate_geo.train.config import AdaptConfig, ModelConfig
+from cegate_geo.train.config_file import build
+from cegate_geo.train.segmenter import Segmenter
+
+ADAPTER = "adapter.safetensors"
+METADATA_KEY = "cegate_geo_run"
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """What a run's folder holds, ready to compute."""
+
+    folder: Path
+    config: AdaptConfig
+    segmenter: Segmenter
+    """With the toolbox attached."""
+    toolbox: Toolbox
+    """Empty for methods without modules."""
+    active: frozenset[ModuleKey] = frozenset()
+    """Active at the step whose weights were kept."""
+    ever_active: frozenset[ModuleKey] = frozenset()
+    """Active at that step or any before it."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """GSD, bands, validation figures, provenance: see `loop`."""
+
+    def trained_parameters(self) -> list[torch.nn.Parameter]:
+        """Everything that training may change, in a stable order: modules, head, and the backbone of method "full"."""
+        backbone = list(self.segmenter.backbone.parameters()) if self.config.peft.method == "full" else []
+        return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *backbone]
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The trained weights by name; `load_state_dict` takes them back."""
+        state = {f"head.{k}": v for k, v in self.segmenter.head.state_dict().items()}
+        state |= {f"module.{k}": v for k, v in self.toolbox.state_dict().items()}
+        if self.config.peft.method == "full":
+            state |= {f"backbone.{k}": v for k, v in self.segmenter.backbone.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Strictly: nothing missing, nothing left over."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "module": {}, "backbone": {}}
+        for key, value in state.items():
+            part, _, name = key.partition(".")
+            parts[part][name] = value
+        self.segmenter.head.load_state_dict(parts["head"])
+        self.toolbox.load_state_dict(parts["module"])
+        if self.config.peft.method == "full":
+            self.segmenter.backbone.load_state_dict(parts["backbone"])
+
+    def save(self) -> None:
+        """Write `adapter.safetensors`: the trained weights, the active modules, the facts."""
+        table = {
+            "active": sorted(str(k) for k in self.active),
+            "ever_active": sorted(str(k) for k in self.ever_active),
+            "facts": self.facts,
+        }
+        part = self.folder / (ADAPTER + ".part")
+        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
+        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(table), "format": "pt"})
+        part.replace(self.folder / ADAPTER)
+
+
+def new_run(folder: Path, config: AdaptConfig) -> Run:
+    """Build the model of a configuration; modules are at their identity start.
+
+    The caller seeds torch: head and modules are initialised from its global generator.
+    """
+    weights = config.model.weights
+    path = str(shipped_base()) if weights == "shipped" else weights
+    backbone, spec = load_backbone(config.model.backbone, path, image_size=config.model.tile_size)
+    is_full = config.peft.method == "full"
+    toolbox = build_toolbox(backbone, "frozen" if is_full else config.peft.method, _toolbox_config(config))
+    backbone.requires_grad_(is_full)
+    toolbox.set_active(toolbox.keys)
+    segmenter = Segmenter(
+        backbone, spec, head=config.model.head, head_dim=config.model.head_dim, classes=len(config.legend)
+    )
+    return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox)
+
+
+def load_run(folder: Path) -> Run:
+    """The model that a finished or interrupted run kept.
+
+    Raises:
+        InputError: If the folder holds no run.
+        ModelError: If its weights do not fit its configuration.
+    """
+    try:
+        table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder} holds no run: {error}.", hint="Run cegate-geo adapt first.") from error
+    run = new_run(folder, build(AdaptConfig, table))
+    load_weights(run)
+    return run
+
+
+def load_weights(run: Run) -> None:
+    """Bring a run to the weights, modules and facts that its folder keeps.
+
+    Raises:
+        InputError: If the folder holds none.
+        ModelError: If they do not fit the configuration.
+    """
+    path = run.folder / ADAPTER
+    try:
+        with safe_open(path, framework="pt") as file:
+            table = json.loads((file.metadata() or {})[METADATA_KEY])
+        run.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{run.folder} holds no weights: {error}.", hint="Run cegate-geo adapt first.") from error
+    except (RuntimeError, KeyError) as error:
+        raise ModelError(f"{path} does not fit its config.json: {error}", hint="Adapt again.") from error
+    keys = {str(k): k for k in run.toolbox.keys}
+    run.active = frozenset(keys[k] for k in table["active"])
+    run.ever_active = frozenset(keys[k] for k in table["ever_active"])
+    run.facts = table["facts"]
+
+
+def shipped_base() -> Path:
+    """The small base ViT that comes with the project.
+
+    Raises:
+        ModelError: If it is not there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "_models", package.parent / "models"):
+        found = sorted(folder.glob("*.safetensors"))
+        if found:
+            return found[0]
+    raise ModelError(
+        "The shipped base model is missing.", hint="Give model.weights = 'path', or train one with cegate-geo pretrain."
+    )
+
+
+def default_model() -> ModelConfig:
+    """The configuration of a model that works offline: the shipped base with a DPT head."""
+    return ModelConfig(backbone="vit_tiny_patch16_224", weights="shipped", head="dpt", head_dim=64)
+
+
+def _toolbox_config(config: AdaptConfig) -> ToolboxConfig:
+    peft = config.peft
+    return ToolboxConfig(
+        spatial_rank=peft.spatial.rank,
+        semantic_dim=peft.semantic.dim,
+        frequency_dim=peft.frequency.dim,
+        frequency_cutoff=peft.frequency.cutoff,
+        inactive=peft.inactive,
+    )

@@ -1,0 +1,83 @@
+"""Figures and pictures of a model on held-out areas."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from cegate_geo.domain.confusion import ConfusionMatrix
+from cegate_geo.domain.legend import IGNORE_INDEX, Legend
+from cegate_geo.train.segmenter import Segmenter
+
+Tile = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Image (3, H, W) in 0-1 units and labels (H, W) as channel indices."""
+
+
+def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
+    """The context for "bf16", or none for "fp32"."""
+    if precision == "bf16":
+        return torch.autocast(torch.device(device).type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def choose_precision(requested: str, device: str) -> str:
+    """What "auto" means here: bf16 where the hardware computes in it, else fp32."""
+    if requested != "auto":
+        return requested
+    if torch.device(device).type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+@torch.no_grad()
+def validate(
+    segmenter: Segmenter, tiles: Sequence[Tile], legend: Legend, *, device: str, precision: str
+) -> ConfusionMatrix:
+    """Confusion matrix over all tiles."""
+    matrix = ConfusionMatrix(legend)
+    for image, labels in tiles:
+        matrix.update(_ids(labels, legend), _ids(predict_tile(segmenter, image, device, precision), legend))
+    return matrix
+
+
+@torch.no_grad()
+def predict_tile(
+    segmenter: Segmenter, image: npt.NDArray[np.float32], device: str, precision: str
+) -> npt.NDArray[np.int64]:
+    """(3, H, W) in 0-1 units → (H, W) channel indices."""
+    segmenter.eval()
+    with autocast(device, precision):
+        logits = segmenter(torch.from_numpy(image)[None].to(device))
+    prediction: npt.NDArray[np.int64] = logits.float().argmax(1)[0].cpu().numpy()
+    return prediction
+
+
+def save_pictures(
+    segmenter: Segmenter, tiles: Sequence[Tile], legend: Legend, folder: Path, *, device: str, precision: str
+) -> None:
+    """PNGs of image, truth and prediction side by side; white = left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for n, (image, labels) in enumerate(tiles):
+        prediction = predict_tile(segmenter, image, device, precision)
+        rgb = (np.moveaxis(image, 0, 2) * 255).round().astype(np.uint8)
+        row = np.concatenate([rgb, _paint(labels, legend), _paint(prediction, legend)], axis=1)
+        Image.fromarray(row).save(folder / f"tile-{n:02d}.png")
+
+
+def _ids(channels: npt.NDArray[np.int64], legend: Legend) -> npt.NDArray[np.int64]:
+    table = np.full(IGNORE_INDEX + 1, IGNORE_INDEX, np.int64)
+    table[: len(legend)] = legend.ids
+    return table[channels]
+
+
+def _paint(channels: npt.NDArray[np.int64], legend: Legend) -> npt.NDArray[np.uint8]:
+    table = np.full((IGNORE_INDEX + 1, 3), 255, np.uint8)
+    table[: len(legend)] = [c.color for c in legend]
+    return table[channels]
