@@ -1,8 +1,8 @@
 """`cegate-geo adapt`: the one place that knows all stages of training.
 
 Labelled areas → chips → steps with a gate that chooses the modules → validation on held-out blocks of the source, by
-which the weights are chosen that are kept. Random numbers of step t depend on the seed and on t alone, so that a resumed
-run sees the chips that an uninterrupted one would have seen.
+which the weights are chosen that are kept. Random numbers of a step depend on the seed and the step alone, so that a
+resumed run sees the chips that an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
