@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the engine is, and the environment it is started with. No qgis.
+
+The engine is never QGIS' own Python: `sys.executable` is another program inside QGIS, and packages inside QGIS break
+its libraries. It is found, in this order, by the Processing setting, by the environment variable, in the virtual
+environment that belongs to the plugin, and on the PATH. A place that was named but holds no engine is an error: going
+on to the next would run another engine than the one that was asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional, Sequence
+
+from .outcome import EngineError
+
+SETTING = "CEGATE_GEO_ENGINE"
+"""Name of the Processing setting and of the environment variable."""
+COMMAND = "cegate-geo"
+INSTALL_HINT = (
+    'Install it apart from QGIS, in an environment of its own: python3 -m venv "{folder}", then '
+    '"{pip}" install "cegate-geo[cpu]". '
+    "Or name an installed one under Settings > Options > Processing > Providers > CEGate-Geo."
+)
+UNWANTED = (
+    "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV",
+    "PROJ_LIB", "PROJ_DATA", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH",
+    "QT_PLUGIN_PATH",
+)  # fmt: skip
+"""Variables that QGIS sets for itself. With PROJ_LIB of another PROJ, EPSG codes are lost without a word."""
+
+
+@dataclass(frozen=True)
+class EngineCommand:
+    """How the engine is started: program and leading arguments."""
+
+    program: str
+    arguments: tuple[str, ...]
+    origin: str
+    """Who named it, in words."""
+
+
+def find_engine(
+    *, setting: str, environ: Mapping[str, str], managed: Path, windows: Optional[bool] = None
+) -> EngineCommand:
+    """The engine to start.
+
+    Args:
+        setting: The Processing setting; may be empty.
+        environ: Environment of this process.
+        managed: Virtual environment that belongs to the plugin; need not exist.
+        windows: Whether paths are those of Windows; default: as this system's.
+
+    Raises:
+        EngineError: If there is none, with what to install; or if a place was named that holds none.
+    """
+    windows = os.name == "nt" if windows is None else windows
+    for text, origin in ((setting, "the Processing setting"), (environ.get(SETTING, ""), f"the variable {SETTING}")):
+        if text.strip():
+            return _named_engine(text.strip(), origin, environ, windows)
+    script = _script(managed, windows)
+    if script.is_file():
+        return EngineCommand(str(script), (), "the plugin's own environment")
+    home = environ.get("HOME") or environ.get("USERPROFILE")
+    folders = [environ.get("PATH", ""), str(Path(home, ".local", "bin")) if home else ""]  # pipx and uv install there
+    search = os.pathsep.join(folder for folder in folders if folder)
+    found = shutil.which(COMMAND, path=search)
+    if found:
+        return EngineCommand(found, (), "the PATH")
+    pip = _script(managed, windows).with_name("pip.exe" if windows else "pip")
+    raise EngineError("The engine of CEGate-Geo was not found. " + INSTALL_HINT.format(folder=managed, pip=pip))
+
+
+def _script(environment: Path, windows: bool) -> Path:
+    return environment / "Scripts" / f"{COMMAND}.exe" if windows else environment / "bin" / COMMAND
+
+
+def _named_engine(text: str, origin: str, environ: Mapping[str, str], windows: bool) -> EngineCommand:
+    """A virtual environment's folder, a file, or a command with arguments."""
+    text = str(Path(text).expanduser())
+    if Path(text).is_dir():
+        script = _script(Path(text), windows)
+        if not script.is_file():
+            raise EngineError(f"{text}, named by {origin}, is no environment with the engine: {script} is missing.")
+        return EngineCommand(str(script), (), origin)
+    words = [text] if Path(text).is_file() else _words(text, windows)
+    program = shutil.which(words[0], path=environ.get("PATH")) if words else None
+    if program is None:
+        raise EngineError(
+            f"The engine {text!r}, named by {origin}, does not exist or can't be run. "
+            f"Name a command, a Python interpreter or a virtual environment that has {COMMAND}."
+        )
+    arguments = words[1:]
+    if not arguments and re.fullmatch(r"(python|pypy)w?[\d.]*(\.exe)?", Path(program).name.lower()):
+        arguments = ["-I", "-u", "-m", "cegate_geo"]
+    return EngineCommand(program, tuple(arguments), origin)
+
+
+def _words(text: str, windows: bool) -> list[str]:
+    try:
+        words = shlex.split(text, posix=not windows)
+    except ValueError:  # a quote without its partner
+        return [text]
+    return [w.strip('"') for w in words] if windows else words
+
+
+def clean_environment(
+    environ: Mapping[str, str], *, host_folders: Sequence[str] = (), windows: Optional[bool] = None
+) -> dict[str, str]:
+    """The environment for the engine: this process' own, without what QGIS set for its own Python and libraries.
+
+    Args:
+        environ: Environment of this process.
+        host_folders: Folders of the QGIS installation; on Windows they leave the PATH, as their DLLs would be taken.
+        windows: Whether paths are those of Windows; default: as this system's.
+    """
+    windows = os.name == "nt" if windows is None else windows
+    kept = {key: value for key, value in environ.items() if key.upper() not in UNWANTED}
+    kept.pop(SETTING, None)
+    if windows:
+        hosts = [_plain(folder) for folder in host_folders if folder]
+        for key in [k for k in kept if k.upper() == "PATH"]:
+            folders = kept[key].split(";")
+            kept[key] = ";".join(f for f in folders if not any((_plain(f) + "/").startswith(h + "/") for h in hosts))
+    kept.update(PYTHONNOUSERSITE="1", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
+    return kept
+
+
+def _plain(folder: str) -> str:
+    return folder.strip().strip('"').replace("\\", "/").rstrip("/").lower()

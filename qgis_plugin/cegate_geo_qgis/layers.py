@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Styles of the result layers: class colours and names, in the map and in the legend."""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+from qgis.core import (
+    QgsCategorizedSymbolRenderer,
+    QgsContrastEnhancement,
+    QgsFillSymbol,
+    QgsMapLayer,
+    QgsPalettedRasterRenderer,
+    QgsProcessingContext,
+    QgsProcessingFeedback,
+    QgsProcessingLayerPostProcessorInterface,
+    QgsRasterLayer,
+    QgsRendererCategory,
+    QgsSingleBandGrayRenderer,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtGui import QColor
+
+from .protocol import ClassArea
+
+CLASS_FIELD = "class"
+"""The engine's field with the class id."""
+GOLDEN_ANGLE = 137.508
+"""Degrees between the hues of classes without a colour: neighbours stay apart, however many there are."""
+
+
+def class_color(item: ClassArea) -> QColor:
+    """The class' own colour, else one by its id."""
+    return QColor(*item.color) if item.color else QColor.fromHsv(round(item.id * GOLDEN_ANGLE) % 360, 150, 210)
+
+
+def shows_classes(layer: QgsRasterLayer, classes: Sequence[ClassArea]) -> bool:
+    """Whether the layer is drawn with the name and the colour of each class (a style file beside it did that)."""
+    renderer = layer.renderer()
+    if not isinstance(renderer, QgsPalettedRasterRenderer):
+        return False
+    drawn = {round(c.value): (c.label, QColor(c.color).name()) for c in renderer.classes()}
+    return all(drawn.get(c.id) == (c.name, class_color(c).name()) for c in classes) and len(drawn) == len(classes)
+
+
+class _Styler(QgsProcessingLayerPostProcessorInterface):
+    """Gives a layer its style when QGIS has loaded it."""
+
+    def __init__(self, classes: Sequence[ClassArea]) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def postProcessLayer(
+        self, layer: Optional[QgsMapLayer], context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
+    ) -> None:
+        """Called by QGIS in its main thread."""
+        del context, feedback
+        if layer is not None:
+            self.style(layer)
+            layer.triggerRepaint()
+
+    def style(self, layer: QgsMapLayer) -> None:
+        """Style this layer; another kind of layer than the expected is left as it is."""
+        raise NotImplementedError
+
+
+class ClassMapStyler(_Styler):
+    """Paletted raster with class names and colours."""
+
+    def style(self, layer: QgsMapLayer) -> None:
+        """Keep the style file's style where it is right, else make one."""
+        if isinstance(layer, QgsRasterLayer) and not shows_classes(layer, self.classes):
+            entries = [QgsPalettedRasterRenderer.Class(c.id, class_color(c), c.name) for c in self.classes]
+            layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, entries))
+
+
+class ConfidenceStyler(_Styler):
+    """Grey from 0 (black) to 255 (white), not stretched to what happens to occur."""
+
+    def style(self, layer: QgsMapLayer) -> None:
+        """Draw band 1 in grey."""
+        if not isinstance(layer, QgsRasterLayer):
+            return
+        provider = layer.dataProvider()
+        if provider is None:
+            return
+        stretch = QgsContrastEnhancement(provider.dataType(1))
+        stretch.setContrastEnhancementAlgorithm(
+            QgsContrastEnhancement.ContrastEnhancementAlgorithm.StretchToMinimumMaximum
+        )
+        stretch.setMinimumValue(0)
+        stretch.setMaximumValue(255)
+        renderer = QgsSingleBandGrayRenderer(provider, 1)
+        renderer.setContrastEnhancement(stretch)
+        layer.setRenderer(renderer)
+
+
+class PolygonStyler(_Styler):
+    """Polygons categorised by class."""
+
+    def style(self, layer: QgsMapLayer) -> None:
+        """One category a class; the imagery stays visible through the fill."""
+        if not isinstance(layer, QgsVectorLayer) or layer.fields().lookupField(CLASS_FIELD) < 0:
+            return
+        categories = []
+        for item in self.classes:
+            color = class_color(item)
+            fill = f"{color.red()},{color.green()},{color.blue()},90"
+            symbol = QgsFillSymbol.createSimple({"color": fill, "outline_color": color.name(), "outline_width": "0.4"})
+            categories.append(QgsRendererCategory(item.id, symbol, item.name))
+        layer.setRenderer(QgsCategorizedSymbolRenderer(CLASS_FIELD, categories))
+
+
+_kept: list[QgsProcessingLayerPostProcessorInterface] = []
+"""QGIS keeps no reference to a post-processor that is made in Python, and calls it after the algorithm is gone."""
+KEPT = 300
+
+
+def style_when_loaded(
+    context: QgsProcessingContext,
+    path: str,
+    styler: QgsProcessingLayerPostProcessorInterface,
+    *,
+    name: str,
+    default: str,
+) -> None:
+    """Have a result styled when QGIS loads it, and named after the scene.
+
+    Args:
+        context: Knows whether the result will be loaded.
+        path: The result.
+        styler: Gives the style.
+        name: Name of the layer.
+        default: The name that QGIS gives by itself: any other was chosen by the user or a model, and stays.
+    """
+    if not context.willLoadLayerOnCompletion(path):
+        return
+    details = context.layerToLoadOnCompletionDetails(path)
+    if details.name == default:
+        details.name = name
+    _kept.append(styler)
+    del _kept[:-KEPT]
+    details.setPostProcessor(styler)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the end of an engine's run means: a result, or an error in words that help. No qgis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .protocol import PROTOCOL, Conversation, Hello, Result
+
+EXIT_CANCELLED = 130
+
+
+class EngineError(Exception):
+    """The engine could not be started, crashed, or failed. The text is meant for the user."""
+
+
+class EngineCancelledError(EngineError):
+    """The run was cancelled; nothing was written."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the process ended."""
+
+    exit_code: int
+    crashed: bool
+    """Ended by a signal or an exception of the system, not by itself."""
+    cancelled: bool
+    """Whether cancelling had been asked for."""
+    stderr: str
+    """The last part of its standard error."""
+
+
+def tail(text: str, *, lines: int = 15) -> str:
+    """The last lines of a text that are not empty."""
+    return "\n".join([line for line in text.splitlines() if line.strip()][-lines:])
+
+
+def check_hello(hello: Hello) -> None:
+    """Refuse an engine that speaks another protocol version.
+
+    Raises:
+        EngineError: Naming both versions and what to install.
+    """
+    if hello.protocol == PROTOCOL:
+        return
+    update = 'the engine: pip install --upgrade "cegate-geo[cpu]"' if hello.protocol < PROTOCOL else "the plugin"
+    raise EngineError(
+        f"The engine (version {hello.version}) speaks protocol {hello.protocol}, this plugin protocol {PROTOCOL}. "
+        f"Update {update}."
+    )
+
+
+def conclude(said: Conversation, ending: Ending) -> Result:
+    """The result of a run that has ended.
+
+    Raises:
+        EngineCancelledError: If it was cancelled before it was done.
+        EngineError: In the engine's own words where it left any, else with the end of its standard error.
+    """
+    if said.result is not None and said.hello is not None and ending.exit_code == 0 and not ending.crashed:
+        return said.result
+    if ending.cancelled:
+        raise EngineCancelledError("Cancelled. Nothing was written.")
+    if said.failure is not None:
+        raise EngineError(str(said.failure))
+    what = _what_happened(said, ending)
+    words = tail(ending.stderr) or "\n".join(said.strays)
+    raise EngineError(f"{what} Its last words:\n{words}" if words else f"{what} It left no message.")
+
+
+def _what_happened(said: Conversation, ending: Ending) -> str:
+    if ending.crashed:
+        return "The engine crashed, or was ended from outside (too little memory?). QGIS itself is unharmed."
+    if ending.exit_code == EXIT_CANCELLED:
+        return "The engine was cancelled from outside of QGIS."
+    if ending.exit_code != 0:
+        return f"The engine failed with exit code {ending.exit_code}."
+    if said.hello is None:
+        return "What was started is not the engine: it never said hello. Check the engine's setting."
+    return "The engine ended without a result."

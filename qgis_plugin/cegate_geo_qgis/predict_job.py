@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is asked of `cegate-geo predict`, and how it is written on a command line. No qgis."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+from .engine import EngineCommand
+
+EVENTS = ("--events", "jsonl")
+"""Makes the engine speak the protocol instead of drawing a bar."""
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+STITCHES = ("blend", "crop")
+
+
+@dataclass(frozen=True)
+class PredictJob:
+    """One scene to segment. None and empty mean: as the engine or the model decides."""
+
+    scene: str
+    output: str
+    model: str = ""
+    vector: str = ""
+    confidence: str = ""
+    aoi: str = ""
+    """FILE or FILE|layer."""
+    bands: tuple[int, ...] = ()
+    """From 1, in the order of the model's bands."""
+    nodata: str = ""
+    """One number, or one a band: '255' or '255,255,255'."""
+    min_area_m2: Optional[float] = None
+    provider: str = "auto"
+    stitch: str = "blend"
+    tile_size: Optional[int] = None
+    halo: Optional[int] = None
+    batch_size: Optional[int] = None
+    threads: Optional[int] = None
+    max_memory_mb: Optional[int] = None
+    overwrite: bool = True
+    force: bool = False
+
+    def arguments(self) -> list[str]:
+        """Everything behind `cegate-geo`, without the option that turns events on."""
+        options: list[tuple[str, object]] = [
+            ("--model", self.model),
+            ("--vector", self.vector),
+            ("--confidence", self.confidence),
+            ("--aoi", self.aoi),
+            ("--bands", ",".join(str(band) for band in self.bands)),
+            ("--nodata", self.nodata),
+            ("--min-area", None if self.min_area_m2 is None else f"{self.min_area_m2:g}"),
+            ("--provider", "" if self.provider == "auto" else self.provider),
+            ("--stitch", "" if self.stitch == "blend" else self.stitch),
+            ("--tile-size", self.tile_size),
+            ("--halo", self.halo),
+            ("--batch-size", self.batch_size),
+            ("--threads", self.threads),
+            ("--max-memory", None if self.max_memory_mb is None else f"{self.max_memory_mb}M"),
+        ]
+        words = ["predict", self.scene, "--output", self.output]
+        for name, value in options:
+            if value is not None and value != "":
+                words += [f"{name}={value}"]  # with '=', so that a negative number is no option
+        words += ["--overwrite"] if self.overwrite else []
+        words += ["--force"] if self.force else []
+        return words
+
+
+def describe_command(command: EngineCommand, arguments: Sequence[str], *, windows: Optional[bool] = None) -> str:
+    """The command as one would type it in a terminal."""
+    words = [command.program, *command.arguments, *arguments]
+    windows = os.name == "nt" if windows is None else windows
+    return subprocess.list2cmdline(words) if windows else " ".join(shlex.quote(word) for word in words)
+
+
+def nodata_problem(text: str) -> str:
+    """What is wrong with a nodata value as it was typed; empty where nothing is."""
+    for part in text.split(",") if text.strip() else ():
+        try:
+            float(part)
+        except ValueError:
+            return f"Nodata {text!r} is no number. Write one, or one for each band: 255 or 255,255,255, or nan."
+    return ""

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The Processing provider `cegate_geo` and its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from processing.core.ProcessingConfig import ProcessingConfig, Setting
+from qgis.core import QgsProcessingProvider
+from qgis.PyQt.QtGui import QIcon
+
+from .engine import SETTING
+from .segment_raster import SegmentRaster
+
+
+class CegateGeoProvider(QgsProcessingProvider):
+    """All algorithms of CEGate-Geo. One file an algorithm; `loadAlgorithms` lists them."""
+
+    def id(self) -> str:
+        """Never changes: saved models and scripts hold it."""
+        return "cegate_geo"
+
+    def name(self) -> str:
+        """Shown in the toolbox."""
+        return "CEGate-Geo"
+
+    def longName(self) -> str:
+        """Shown where there is room."""
+        return "CEGate-Geo: segmentation of rasters of any size"
+
+    def icon(self) -> QIcon:
+        """The plugin's own picture."""
+        return QIcon(str(Path(__file__).with_name("icon.svg")))
+
+    def load(self) -> bool:
+        """Add the settings, then the algorithms."""
+        ProcessingConfig.settingIcons[self.name()] = self.icon()
+        ProcessingConfig.addSetting(
+            Setting(
+                self.name(),
+                SETTING,
+                "Engine: command, Python interpreter or virtual environment (empty: look for it)",
+                "",
+                valuetype=Setting.FILE,
+            )
+        )
+        ProcessingConfig.readSettings()
+        self.refreshAlgorithms()
+        return True
+
+    def unload(self) -> None:
+        """Take the settings away."""
+        ProcessingConfig.removeSetting(SETTING)
+
+    def loadAlgorithms(self) -> None:
+        """Called by `refreshAlgorithms`."""
+        self.addAlgorithm(SegmentRaster())
+
+    def supportedOutputRasterLayerExtensions(self) -> list[str]:
+        """The engine writes GeoTIFF only."""
+        return ["tif"]
+
+    def supportedOutputVectorLayerExtensions(self) -> list[str]:
+        """The engine writes GeoPackage and FlatGeobuf."""
+        return ["gpkg", "fgb"]
+
+    def defaultVectorFileExtension(self, hasGeometry: bool = True) -> str:  # noqa: ARG002, the signature is QGIS'
+        """For temporary layers."""
+        return "gpkg"
+
+    def supportsNonFileBasedOutput(self) -> bool:
+        """The engine writes files, no memory layers and no database tables."""
+        return False

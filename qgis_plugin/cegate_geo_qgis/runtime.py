@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Runs the engine as a child process: reads its events, shows progress, cancels, and never waits without an end.
+
+`waitForReadyRead` in a loop needs no event loop, so the same code serves QGIS' background thread, the Python console
+and `qgis_process`. Standard input stays open while the engine runs: its end tells the engine that QGIS is gone.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Mapping, Optional, Protocol, Sequence
+
+from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
+
+from .engine import EngineCommand
+from .outcome import Ending, EngineError, check_hello, conclude
+from .protocol import Conversation, Event, Hello, Notice, Progress, Result
+
+STDERR_KEPT = 64 * 1024
+"""Bytes of standard error that are kept, from its end."""
+
+
+class Feedback(Protocol):
+    """What is needed of QgsProcessingFeedback."""
+
+    def isCanceled(self) -> bool:
+        """Whether the user wants to stop."""
+
+    def setProgress(self, progress: float) -> None:
+        """Percent, 0 to 100."""
+
+    def pushInfo(self, info: Optional[str]) -> None:
+        """A line for the log."""
+
+    def pushWarning(self, warning: Optional[str]) -> None:
+        """A warning for the log."""
+
+    def pushDebugInfo(self, info: Optional[str]) -> None:
+        """A line for the log, of little interest."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for what, in seconds. Cancelling ends in less than a second, also where the engine is deaf."""
+
+    start_s: float = 10.0
+    """Until the system has started the process."""
+    hello_s: float = 120.0
+    """Until the engine has said hello: a first start on a slow disk compiles all its modules."""
+    poll_s: float = 0.05
+    cancel_s: float = 0.5
+    """After the line `cancel`, before it is asked to terminate."""
+    terminate_s: float = 0.3
+    """After that, before it is killed."""
+
+
+def run_engine(
+    command: EngineCommand,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    feedback: Feedback,
+    patience: Patience = Patience(),
+) -> Result:
+    """Run the engine to its end.
+
+    Args:
+        command: How it is started.
+        arguments: Its arguments, `--events jsonl` among them.
+        environment: Its whole environment.
+        feedback: Where progress goes and cancelling comes from.
+        patience: How long to wait for what.
+
+    Raises:
+        EngineCancelledError: If the user cancelled. The process is gone by then.
+        EngineError: If it can't be started, speaks another protocol, crashed or failed.
+    """
+    run = _Run(feedback, patience)
+    try:
+        run.start(command, arguments, environment)
+        while run.is_running():
+            run.read(patience.poll_s)
+            run.keep_time()
+        run.read(0.0)
+        return conclude(run.said, run.ending())
+    finally:
+        run.close()
+
+
+class _Run:
+    """One process and what is known of it."""
+
+    def __init__(self, feedback: Feedback, patience: Patience) -> None:
+        self.said = Conversation()
+        self._process = QProcess()
+        self._feedback = feedback
+        self._patience = patience
+        self._stderr = b""
+        self._percent = 0.0
+        self._begun = time.monotonic()
+        self._cancelled: Optional[float] = None
+        self._terminated = False
+        self._killed = False
+        self._announced = False
+
+    def start(self, command: EngineCommand, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        variables = QProcessEnvironment()
+        for key, value in environment.items():
+            variables.insert(key, value)
+        self._process.setProcessEnvironment(variables)
+        self._process.start(command.program, [*command.arguments, *arguments])
+        if not self._process.waitForStarted(round(self._patience.start_s * 1000)):
+            raise EngineError(
+                f"The engine {command.program!r}, named by {command.origin}, can't be started: "
+                f"{self._process.errorString()}."
+            )
+
+    def is_running(self) -> bool:
+        return self._process.state() != QProcess.ProcessState.NotRunning
+
+    def read(self, wait_s: float) -> None:
+        """Wait a moment for output and take in what there is."""
+        if wait_s and self.is_running():
+            self._process.waitForReadyRead(round(wait_s * 1000))
+        self._stderr = (self._stderr + self._process.readAllStandardError().data())[-STDERR_KEPT:]
+        events = self.said.feed(self._process.readAllStandardOutput().data())
+        if not wait_s:
+            events += self.said.end()
+        for event in events:
+            self._show(event)
+        self._feedback.setProgress(self._percent)  # qgis_process notices Ctrl+C only here
+
+    def _show(self, event: Event) -> None:
+        if isinstance(event, Hello):
+            check_hello(event)
+            self._feedback.pushInfo(f"CEGate-Geo engine {event.version}")
+        elif isinstance(event, Progress):
+            self._percent = max(self._percent, 100.0 * event.fraction)
+            if not self._announced and event.eta_s is not None:
+                self._announced = True
+                self._feedback.pushInfo(f"{event.total} tiles, about {describe_seconds(event.eta_s)} left")
+        elif isinstance(event, Notice):
+            self._feedback.pushWarning(event.message)
+
+    def keep_time(self) -> None:
+        """Cancel where asked to, by steps; give up on what never says hello."""
+        now = time.monotonic()
+        if self._cancelled is None:
+            if self._feedback.isCanceled():
+                self._cancelled = now
+                self._process.write(b"cancel\n")
+                self._process.waitForBytesWritten(round(self._patience.poll_s * 1000))
+            elif self.said.hello is None and now - self._begun > self._patience.hello_s:
+                raise EngineError(
+                    f"The engine has not said hello within {describe_seconds(self._patience.hello_s)}. "
+                    "Check the engine's setting."
+                )
+            return
+        waited = now - self._cancelled
+        if waited > self._patience.cancel_s and not self._terminated:
+            self._terminated = True
+            self._process.terminate()
+        elif waited > self._patience.cancel_s + self._patience.terminate_s and not self._killed:
+            self._killed = True
+            self._process.kill()
+
+    def ending(self) -> Ending:
+        return Ending(
+            exit_code=self._process.exitCode(),
+            crashed=self._process.exitStatus() == QProcess.ExitStatus.CrashExit,
+            cancelled=self._cancelled is not None,
+            stderr=self._stderr.decode("utf-8", "replace"),
+        )
+
+    def close(self) -> None:
+        """Leave no process behind, whatever happened."""
+        if self.is_running():
+            self._process.kill()
+            self._process.waitForFinished(5000)
+        for line in self.said.strays:
+            self._feedback.pushDebugInfo(f"engine: {line}")
+
+
+def describe_seconds(seconds: float) -> str:
+    """'45 s', '3 min', '2 h 05 min'."""
+    whole = max(round(seconds), 1)
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"

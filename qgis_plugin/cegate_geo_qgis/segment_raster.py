@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Segment raster: a class map of a scene, by the engine's `predict`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import (
+    QgsProcessing,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProcessingOutputLayerDefinition,
+    QgsProcessingParameterBand,
+    QgsProcessingParameterBoolean,
+    QgsProcessingParameterDefinition,
+    QgsProcessingParameterEnum,
+    QgsProcessingParameterFeatureSource,
+    QgsProcessingParameterFile,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterRasterDestination,
+    QgsProcessingParameterRasterLayer,
+    QgsProcessingParameterString,
+    QgsProcessingParameterVectorDestination,
+)
+
+from .engine_algorithm import EngineAlgorithm
+from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
+from .predict_job import PROVIDERS, STITCHES, PredictJob, nodata_problem
+from .protocol import Result
+from .sources import polygon_file, raster_source, raster_warnings, write_polygons
+
+Parameters = dict[Optional[str], Any]
+"""Values by name, as Processing passes them."""
+Definition = QgsProcessingParameterDefinition
+HELP = """
+<p>Gives each pixel of a scene a class, by an ONNX model. The scene may be of any size: it is read in tiles whose seams
+are blended, with bounded memory. The result lies on the scene's own grid.</p>
+<p>The work is done by the engine <i>cegate-geo</i> in a process of its own. It is installed apart from QGIS; where it
+lies is set under Settings &gt; Options &gt; Processing &gt; Providers &gt; CEGate-Geo.</p>
+<h3>Model</h3>
+<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Models of Deepness and
+GeoDeep work as well. Left empty, the demo model that comes with the engine is used: building footprints in drone
+imagery of 13 to 15 cm.</p>
+<h3>Results</h3>
+<p><b>Class map</b>: one byte a pixel, with class names and colours; 255 is nodata.<br>
+<b>Polygons</b>: one for each connected area, with class, name, area in m² and mean confidence.<br>
+<b>Confidence</b>: 0 to 255 for a probability of the winning class of 0 to 1.</p>
+<p>A cancelled or failed run leaves no result behind.</p>
+"""
+
+
+def _number(name: str, label: str, *, lowest: float, whole: bool = True) -> QgsProcessingParameterNumber:
+    kinds = QgsProcessingParameterNumber.Type
+    kind = kinds.Integer if whole else kinds.Double
+    return QgsProcessingParameterNumber(name, label, kind, None, True, lowest)
+
+
+def _advanced() -> list[tuple[Definition, str]]:
+    """The parameters that are folded away, with their help."""
+    return [
+        (
+            QgsProcessingParameterEnum("PROVIDER", "Run on", PROVIDERS, False, "auto", False, True),
+            "What computes: 'auto' takes the best that is there, and the log says which one ran.",
+        ),
+        (
+            _number("TILE_SIZE", "Tile size [px]", lowest=16),
+            "Pixels of the scene that the model sees at once, along each side. Empty: the model's own.",
+        ),
+        (
+            _number("HALO", "Halo [px]", lowest=0),
+            "Context on each side of a tile. More is smoother and slower. Empty: the model's own.",
+        ),
+        (
+            QgsProcessingParameterEnum("STITCH", "Seams of tiles", STITCHES, False, "blend", False, True),
+            "'blend' fades the probabilities of neighbouring tiles into each other; 'crop' cuts between them, faster, "
+            "with seams.",
+        ),
+        (
+            _number("BATCH_SIZE", "Tiles at a time", lowest=1),
+            "Tiles for one call of the model. Empty: chosen by the engine.",
+        ),
+        (_number("THREADS", "Threads", lowest=1), "Threads of the model. Empty: all cores."),
+        (
+            _number("MAX_MEMORY", "Memory limit [MB]", lowest=64),
+            "Upper bound for the engine's memory. Empty: the engine's default.",
+        ),
+        (
+            _number("MIN_AREA", "Smallest polygon [m²]", lowest=0, whole=False),
+            "Smaller polygons are left out. Only where polygons are written.",
+        ),
+        (
+            QgsProcessingParameterBoolean("FORCE", "Run even if the pixel size is far from the model's", False),
+            "The engine refuses scenes whose pixels are more than 8 times too large or too small for the model.",
+        ),
+        (
+            QgsProcessingParameterBoolean("OVERWRITE", "Overwrite existing files", True),
+            "Otherwise the engine refuses to write where a file is already.",
+        ),
+    ]
+
+
+class SegmentRaster(EngineAlgorithm):
+    """`cegate_geo:segment_raster`."""
+
+    def name(self) -> str:
+        """Never changes: saved models and scripts hold it."""
+        return "segment_raster"
+
+    def displayName(self) -> str:
+        """Shown in the toolbox."""
+        return "Segment raster"
+
+    def tags(self) -> list[str]:
+        """Words that find the algorithm in the toolbox."""
+        return ["segmentation", "classification", "land cover", "buildings", "deep learning", "onnx", "predict", "mask"]
+
+    def shortDescription(self) -> str:
+        """Shown as a tooltip."""
+        return "Class map, polygons and confidence of a scene of any size, by an ONNX model."
+
+    def shortHelpString(self) -> str:
+        """Shown beside the parameters."""
+        return HELP
+
+    def helpUrl(self) -> str:
+        """Behind the button Help."""
+        return "https://github.com/cegate-geo/cegate-geo/blob/main/qgis_plugin/README.md"
+
+    def createInstance(self) -> SegmentRaster:
+        """A fresh one for each run."""
+        return SegmentRaster()
+
+    def initAlgorithm(self, configuration: Optional[Parameters] = None) -> None:
+        """Declare the parameters."""
+        del configuration
+        self._add(
+            QgsProcessingParameterRasterLayer("INPUT", "Scene"),
+            "A raster file, also a virtual raster or a file in the cloud. Web maps are refused: save them first.",
+        )
+        self._add(
+            QgsProcessingParameterFile(
+                "MODEL", "Model (empty: demo model)", optional=True, fileFilter="ONNX models (*.onnx);;All files (*)"
+            ),
+            "An ONNX file with its contract inside, as `cegate-geo export` writes it.",
+        )
+        self._add(
+            QgsProcessingParameterBand("BANDS", "Bands (empty: as the model says)", None, "INPUT", True, True),
+            "Bands of the scene in the order that the model wants, for example red, green, blue.",
+        )
+        polygons = QgsProcessing.TypeVectorPolygon
+        self._add(
+            QgsProcessingParameterFeatureSource("AOI", "Area of interest", [polygons], None, True),
+            "Polygons, in any CRS: only what lies inside is segmented, the rest becomes nodata.",
+        )
+        self._add(
+            QgsProcessingParameterString("NODATA", "Nodata (if the file does not say)", None, False, True),
+            "Value of pixels without data, for scenes whose holes carry no flag: 255, or one a band: 255,255,255.",
+        )
+        for parameter, text in _advanced():
+            parameter.setFlags(parameter.flags() | Definition.FlagAdvanced)
+            self._add(parameter, text)
+        self._add(
+            QgsProcessingParameterRasterDestination("OUTPUT", "Class map"),
+            "A cloud-optimised GeoTIFF on the scene's grid, with class colours and names.",
+        )
+        self._add(
+            QgsProcessingParameterVectorDestination("VECTOR", "Polygons", polygons, None, True, False),
+            "GeoPackage or FlatGeobuf.",
+        )
+        self._add(
+            QgsProcessingParameterRasterDestination("CONFIDENCE", "Confidence", None, True, False),
+            "How sure the model is of the winning class.",
+        )
+
+    def _add(self, parameter: Definition, text: str) -> None:
+        parameter.setHelp(text)
+        self.addParameter(parameter)
+
+    def checkParameterValues(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[bool, Optional[str]]:
+        """What the dialog shows before anything runs."""
+        ok, message = super().checkParameterValues(parameters, context)
+        if not ok:
+            return ok, message
+        try:
+            self._check(parameters, context)
+        except QgsProcessingException as error:
+            return False, str(error)
+        return True, ""
+
+    def _check(self, parameters: Parameters, context: QgsProcessingContext) -> None:
+        layer = self.parameterAsRasterLayer(parameters, "INPUT", context)
+        if layer is None:
+            raise QgsProcessingException(self.invalidRasterError(parameters, "INPUT"))
+        source = raster_source(layer)
+        model = self.parameterAsFile(parameters, "MODEL", context)
+        if model and not Path(model).is_file():
+            raise QgsProcessingException(f"The model {model} does not exist.")
+        strange = [b for b in self.parameterAsInts(parameters, "BANDS", context) if not 1 <= b <= layer.bandCount()]
+        if strange:
+            raise QgsProcessingException(f"Band {strange[0]} does not exist: the scene has {layer.bandCount()}.")
+        problem = nodata_problem(self.parameterAsString(parameters, "NODATA", context))
+        if problem:
+            raise QgsProcessingException(problem)
+        places: dict[str, str] = {os.path.realpath(source): "the scene"}
+        for name in ("OUTPUT", "VECTOR", "CONFIDENCE"):
+            place = os.path.realpath(_destination(parameters.get(name)) or name)
+            if place in places:
+                raise QgsProcessingException(f"{name} would overwrite {places[place]}: choose another file.")
+            places[place] = name
+
+    def prepareAlgorithm(
+        self, parameters: Parameters, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
+    ) -> bool:
+        """Read the layers, in the thread that they belong to; nothing has been checked when a script calls."""
+        self._check(parameters, context)
+        layer = self.parameterAsRasterLayer(parameters, "INPUT", context)
+        if layer is None:
+            raise QgsProcessingException(self.invalidRasterError(parameters, "INPUT"))
+        self._scene, self._scene_name = raster_source(layer), layer.name()
+        if feedback is not None:
+            for warning in raster_warnings(layer):
+                feedback.pushWarning(warning)
+        polygons = self.parameterAsVectorLayer(parameters, "AOI", context)
+        self._aoi = polygon_file(parameters.get("AOI"), polygons)
+        return True
+
+    def processAlgorithm(
+        self, parameters: Parameters, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
+    ) -> dict[str, Any]:
+        """Run the engine."""
+        feedback = feedback or QgsProcessingFeedback()
+        job = self._job(parameters, context, feedback)
+        result = self.run_command(job.arguments(), feedback)
+        self._report(result, feedback)
+        outputs = {"OUTPUT": job.output, "VECTOR": job.vector, "CONFIDENCE": job.confidence}
+        stylers = {
+            "OUTPUT": ClassMapStyler(result.classes),
+            "VECTOR": PolygonStyler(result.classes),
+            "CONFIDENCE": ConfidenceStyler(result.classes),
+        }
+        for name, path in outputs.items():
+            definition = self.parameterDefinition(name)
+            if path and definition is not None:
+                label = definition.description()
+                title = f"{self._scene_name}: {label.lower()}"
+                style_when_loaded(context, path, stylers[name], name=title, default=label)
+        return {name: path for name, path in outputs.items() if path}
+
+    def _job(
+        self, parameters: Parameters, context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> PredictJob:
+        def whole(name: str) -> Optional[int]:
+            return None if parameters.get(name) is None else self.parameterAsInt(parameters, name, context)
+
+        def place(name: str) -> str:
+            return self.parameterAsOutputLayer(parameters, name, context) if parameters.get(name) else ""
+
+        vector = place("VECTOR")
+        smallest = self.parameterAsDouble(parameters, "MIN_AREA", context) if parameters.get("MIN_AREA") else None
+        return PredictJob(
+            scene=self._scene,
+            output=place("OUTPUT"),
+            model=self.parameterAsFile(parameters, "MODEL", context),
+            vector=vector,
+            confidence=place("CONFIDENCE"),
+            aoi=self._aoi or self._written_aoi(parameters, context, feedback),
+            bands=tuple(self.parameterAsInts(parameters, "BANDS", context)),
+            nodata=self.parameterAsString(parameters, "NODATA", context).replace(" ", ""),
+            min_area_m2=smallest if vector else None,
+            provider=self.parameterAsEnumString(parameters, "PROVIDER", context),
+            stitch=self.parameterAsEnumString(parameters, "STITCH", context),
+            tile_size=whole("TILE_SIZE"),
+            halo=whole("HALO"),
+            batch_size=whole("BATCH_SIZE"),
+            threads=whole("THREADS"),
+            max_memory_mb=whole("MAX_MEMORY"),
+            overwrite=self.parameterAsBool(parameters, "OVERWRITE", context),
+            force=self.parameterAsBool(parameters, "FORCE", context),
+        )
+
+    def _written_aoi(
+        self, parameters: Parameters, context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> str:
+        if not parameters.get("AOI"):
+            return ""
+        source = self.parameterAsSource(parameters, "AOI", context)
+        if source is None:
+            raise QgsProcessingException(self.invalidSourceError(parameters, "AOI"))
+        if source.featureCount() == 0:
+            raise QgsProcessingException("The area of interest holds no polygon (or none is selected).")
+        return write_polygons(source, context, feedback)
+
+    def _report(self, result: Result, feedback: QgsProcessingFeedback) -> None:
+        skipped = f", {result.skipped_tiles} skipped as empty" if result.skipped_tiles else ""
+        feedback.pushInfo(f"{result.tiles} tiles{skipped}, {result.seconds:.1f} s on {result.provider}")
+        for item in result.classes:
+            area = "" if item.area_m2 is None else f", {item.area_m2:,.0f} m²"
+            feedback.pushInfo(f"  {item.id} {item.name}: {item.pixels:,} px{area}")
+
+
+def _destination(value: Any) -> str:
+    """The file that a destination names; empty for none and for a temporary one."""
+    if isinstance(value, QgsProcessingOutputLayerDefinition):
+        value = value.sink.staticValue()
+    text = value if isinstance(value, str) else ""
+    return "" if text == QgsProcessing.TEMPORARY_OUTPUT else text

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""QGIS layers as files for the engine: what is passed on as it is, written first, or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional
+
+from qgis.core import (
+    QgsFeatureRequest,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeatureSource,
+    QgsProcessingFeatureSourceDefinition,
+    QgsProcessingFeedback,
+    QgsProcessingUtils,
+    QgsProviderRegistry,
+    QgsRasterLayer,
+    QgsVectorFileWriter,
+    QgsVectorLayer,
+)
+
+PLAIN_VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
+
+
+def _decode(provider: str, uri: str) -> dict[str, Any]:
+    registry = QgsProviderRegistry.instance()
+    if registry is None:
+        return {}
+    return {key: value for key, value in registry.decodeUri(provider, uri).items() if key is not None}
+
+
+def raster_source(layer: QgsRasterLayer) -> str:
+    """What GDAL opens for this layer: a path, a `/vsi` path, a subdataset.
+
+    Raises:
+        QgsProcessingException: If the layer is no file, or is opened with options that a path can't carry.
+    """
+    provider = layer.providerType()
+    if provider != "gdal":
+        what = "comes from the web or a database" if provider in ("wms", "wcs", "postgresraster") else "is made by QGIS"
+        raise QgsProcessingException(
+            f"The layer '{layer.name()}' {what} (provider '{provider}'): the engine reads raster files. "
+            "Save it first: right click on the layer, Export, Save As, and use the file."
+        )
+    source = layer.source()
+    options = _decode("gdal", source).get("openOptions")
+    if options:
+        raise QgsProcessingException(
+            f"The layer '{layer.name()}' is opened with the options {', '.join(options)}, unknown to the engine. "
+            "Save it as a GeoTIFF or a virtual raster first."
+        )
+    return source
+
+
+def raster_warnings(layer: QgsRasterLayer) -> list[str]:
+    """What is set in QGIS only, so that the engine, which reads the file, does not see it."""
+    provider = layer.dataProvider()
+    if provider is None:
+        return []
+    warnings = []
+    own = [band for band in range(1, layer.bandCount() + 1) if provider.userNoDataValues(band)]
+    if own:
+        warnings.append(
+            f"The additional nodata values of band {', '.join(map(str, own))} are known to QGIS only. "
+            "Give them as Nodata, if they shall count."
+        )
+    if layer.crs() != provider.crs():
+        warnings.append(
+            f"The layer has the CRS {layer.crs().authid() or 'unknown'} in QGIS, its file has "
+            f"{provider.crs().authid() or 'none'}. The result gets that of the file."
+        )
+    return warnings
+
+
+def polygon_file(value: Any, layer: Optional[QgsVectorLayer]) -> str:
+    """FILE or FILE|layer where the file holds just what QGIS shows, else empty: then `write_polygons` is needed.
+
+    Args:
+        value: The parameter's value: it may ask for the selected features only.
+        layer: The layer behind it.
+    """
+    if layer is None or layer.providerType() != "ogr":
+        return ""
+    if isinstance(value, QgsProcessingFeatureSourceDefinition) and (
+        value.selectedFeaturesOnly or value.featureLimit != -1 or getattr(value, "filterExpression", False)
+    ):
+        return ""
+    provider = layer.dataProvider()
+    if layer.subsetString() or layer.isModified() or provider is None or provider.crs() != layer.crs():
+        return ""
+    parts = _decode("ogr", layer.source())
+    path = str(parts.get("path") or "")
+    if parts.get("layerId") is not None or Path(path).suffix.lower() not in PLAIN_VECTOR_SUFFIXES:
+        return ""
+    if not Path(path).is_file():
+        return ""
+    return f"{path}|{parts['layerName']}" if parts.get("layerName") else path
+
+
+def write_polygons(
+    source: QgsProcessingFeatureSource, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
+) -> str:
+    """Write the polygons, as selected, filtered and edited, into a temporary GeoPackage and give its path.
+
+    Raises:
+        QgsProcessingException: If it can't be written.
+    """
+    path = QgsProcessingUtils.generateTempFilename("area_of_interest.gpkg")
+    layer = source.materialize(QgsFeatureRequest(), feedback)
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = "GPKG"
+    options.layerName = "area_of_interest"
+    options.skipAttributeCreation = True  # shapes only: no column can be in the way
+    written = QgsVectorFileWriter.writeAsVectorFormatV3(layer, path, context.transformContext(), options)
+    if written[0] != QgsVectorFileWriter.WriterError.NoError:
+        raise QgsProcessingException(f"The area of interest could not be written to {path}: {written[1]}")
+    return path
