@@ -99,10 +99,7 @@ def adapt(
     _claim(folder, config, resume=resume)
     job = make_job(config, folder, device=device, provenance=provenance)
     start = _resume(job) if resume else 0
-    with (
-        (folder / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") as log,
-        (folder / "gate.jsonl").open("a" if resume else "w", encoding="utf-8") as choices,
-    ):
+    with _open_log(folder / "metrics.jsonl", start) as log, _open_log(folder / "gate.jsonl", start) as choices:
         for step, batch in _batches(job, start):
             if job.gate.due(step):
                 choices.write(json.dumps(_choose(job, step)) + "\n")
@@ -162,6 +159,14 @@ def _batches(job: Job, start: int) -> Iterator[tuple[int, Batch]]:
             if step + 1 < settings.steps:
                 upcoming = reader.submit(read, step + 1)
             yield step, batch
+
+
+def _open_log(path: Path, start: int) -> IO[str]:
+    """A file of JSON lines to append to; lines of `start` and later, left by a run that was killed, are dropped."""
+    old = path.read_text(encoding="utf-8").splitlines() if start and path.exists() else []
+    log = path.open("w", encoding="utf-8")
+    log.writelines(line + "\n" for line in old if line.endswith("}") and json.loads(line)["step"] < start)
+    return log
 
 
 def _choose(job: Job, step: int) -> dict[str, Any]:

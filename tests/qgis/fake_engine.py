@@ -122,11 +122,11 @@ def main() -> None:
     given = options(sys.argv[1:])
     threading.Thread(target=watch_stdin, daemon=True).start()
     misbehave()
-    total = 200 if MODE == "long" else 4
+    total = {"long": 400, "steady": 20}.get(MODE, 4)
     for done in range(total + 1):
         stop_if_cancelled()
         say("progress", fraction=done / total, done=done, total=total, eta_s=None if done == 0 else 1.0)
-        time.sleep(0.05 if MODE == "long" else 0)
+        time.sleep(0.05 if total > 4 else 0)
     say("warning", code="gsd", message="The scene has no CRS.")
     classes: list[dict[str, object]] = [{**c, "pixels": 0} for c in CLASSES]
     if Path(given["SCENE"]).is_file() and "--output" in given:

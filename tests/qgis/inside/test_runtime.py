@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from cegate_geo_qgis.engine import EngineCommand, clean_environment, find_engine
@@ -35,8 +36,8 @@ class Recorder:
         self.debug.append(info)
 
 
-def run(feedback=None, tmp_path=None, **patience):
-    command = find_engine(setting="", environ=os.environ, managed=tmp_path or __import__("pathlib").Path("/nowhere"))
+def run(feedback=None, **patience):
+    command = find_engine(setting="", environ=os.environ, managed=Path("/nowhere"))
     return run_engine(command, WORDS, clean_environment(os.environ), feedback or Recorder(), Patience(**patience))
 
 
@@ -51,11 +52,11 @@ def test_a_good_run_gives_its_result_and_says_what_it_warned_of(fake_engine):
 
 def test_progress_never_falls_and_ends_at_hundred(fake_engine):
     feedback = Recorder()
-    fake_engine.mode("long")
+    fake_engine.mode("steady")
     run(feedback)
     assert feedback.percents == sorted(feedback.percents)
     assert feedback.percents[-1] == 100.0
-    assert len(set(feedback.percents)) > 20
+    assert len(set(feedback.percents)) > 10
 
 
 def test_a_crash_is_told_with_the_last_words(fake_engine):
@@ -109,14 +110,13 @@ def test_a_slow_start_is_waited_for(fake_engine):
     assert run().tiles == 4
 
 
-def test_what_never_says_hello_is_given_up_and_ended(fake_engine):
+def test_a_result_without_hello_does_not_count(fake_engine):
     fake_engine.mode("mute")
     with pytest.raises(EngineError, match="never said hello"):
         run()
 
 
-def test_what_is_silent_for_ever_is_given_up_and_ended(fake_engine, monkeypatch):
-    monkeypatch.setenv("CEGATE_GEO_ENGINE", "/usr/bin/sleep 60 #")
+def test_what_is_silent_for_ever_is_given_up():
     command = EngineCommand("/usr/bin/sleep", ("60",), "the test")
     with pytest.raises(EngineError, match="not said hello within 1 s"):
         run_engine(command, [], dict(os.environ), Recorder(), Patience(hello_s=0.5))

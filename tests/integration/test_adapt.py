@@ -1,0 +1,151 @@
+"""A toy ViT through the whole way: adapt, resume, export, predict, evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import rasterio
+import torch
+from safetensors.torch import load_file
+
+from cegate_geo import api
+from cegate_geo.errors import CancelledError, InputError
+from cegate_geo.train.config import AdaptConfig
+from cegate_geo.train.config_file import build
+from cegate_geo.train.evaluate import evaluate_mask
+from cegate_geo.train.export import export_run
+from cegate_geo.train.loop import adapt
+from cegate_geo.train.report import write_report
+from cegate_geo.train.run import load_run
+
+from .scenes import GSD_M, write_squares
+
+
+def config(folder: Path, **train: object) -> AdaptConfig:
+    raster, labels = folder / "squares.tif", folder / "squares.gpkg"
+    if not raster.exists():
+        write_squares(folder)
+    settings = {
+        "steps": 12, "batch_size": 2, "crop": 64, "lr": 2e-3, "validate_every": 6, "save_every": 6, "ema": 0.9,
+        "precision": "fp32", "photometric": 0.3, "scale": [0.8, 1.25], "validation": 0.2,
+    }  # fmt: skip
+    table = {
+        "classes": {"0": "other", "1": "building"},
+        "source": [{"images": str(raster), "labels": str(labels), "label_field": "class"}],
+        "model": {
+            "backbone": "test_vit2.r160_in1k", "weights": "random", "head": "dpt", "head_dim": 16, "tile_size": 64,
+        },
+        "peft": {
+            "every": 4, "samples": 3, "budget": 0.34,
+            "spatial": {"rank": 4}, "semantic": {"dim": 4}, "frequency": {"dim": 4},
+        },
+        "train": {**settings, **train},
+    }  # fmt: skip
+    return build(AdaptConfig, table)
+
+
+def lines(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run long enough to learn the squares."""
+    folder = tmp_path_factory.mktemp("learned")
+    adapt(config(folder, steps=90, validate_every=30, save_every=90, lr=5e-3), folder / "run", device="cpu")
+    return folder
+
+
+def test_the_gate_chooses_within_its_budget_and_only_chosen_modules_move(learned: Path) -> None:
+    run = load_run(learned / "run")
+    total = len(run.toolbox.keys)
+    choices = lines(learned / "run" / "gate.jsonl")
+    assert [c["step"] for c in choices] == list(range(0, 90, 4))
+    assert all(len(c["active"]) == round(0.34 * total) for c in choices)  # type: ignore[arg-type]
+    for selection in choices:
+        for kind in ("spatial", "semantic", "frequency"):
+            scores = selection["scores"]
+            assert isinstance(scores, dict)
+            assert sum(v for k, v in scores.items() if k.endswith(kind)) == pytest.approx(1)
+    for key, module in run.toolbox.modules.items():
+        moved = any(p.abs().sum() > 0 for n, p in module.named_parameters() if n.endswith("up.weight"))
+        assert moved == (key in run.ever_active), key
+
+
+def test_adapt_export_predict_evaluate_learns_the_squares(learned: Path, tmp_path: Path) -> None:
+    model, mask = tmp_path / "model.onnx", tmp_path / "mask.tif"
+    report = export_run(learned / "run", model)
+    assert report.parity["disagreement"] <= 1e-3
+    raster, labels = write_squares(tmp_path, side=200, seed=1, name="unseen")
+    api.predict(raster, mask, model=model)
+    with rasterio.open(raster) as source, rasterio.open(mask) as target:
+        assert (source.crs, source.transform, source.shape) == (target.crs, target.transform, target.shape)
+        assert set(np.unique(target.read(1))) <= {0, 1}
+    metrics = evaluate_mask(mask, labels, label_field="class")
+    assert metrics["miou"] is not None
+    assert metrics["miou"] > 0.7
+
+
+def test_the_exported_graph_holds_no_trace_of_a_pruned_module(learned: Path, tmp_path: Path) -> None:
+    run = load_run(learned / "run")
+    report = export_run(learned / "run", tmp_path / "model.onnx", keep="active")
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert graph.opset_import[0].version == 17
+    assert graph.ir_version == 8
+    assert not {n.op_type for n in graph.graph.node} & {"DFT", "STFT"}
+    frozen = sum(p.numel() for p in run.segmenter.backbone.parameters()) - run.toolbox.count_parameters()
+    head = sum(p.numel() for p in run.segmenter.head.parameters())
+    kept = [k for k in run.active if k.kind != "spatial"]  # merged ones cost nothing
+    stored = sum(int(np.prod(t.dims)) for t in graph.graph.initializer)
+    constants = 2 * report.modules_total * 64 + 64  # position grids and split matrices
+    assert stored <= frozen + head + run.toolbox.count_parameters(kept) + constants
+
+
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+    adapt(settings, tmp_path / "whole", device="cpu")
+    calls = iter([False] * 6 + [True])
+    with pytest.raises(CancelledError, match="7 steps"):
+        adapt(settings, tmp_path / "parts", device="cpu", cancelled=lambda: next(calls))
+    adapt(settings, tmp_path / "parts", device="cpu", resume=True)
+    whole, parts = (load_file(tmp_path / n / "adapter.safetensors") for n in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert lines(tmp_path / "whole" / "gate.jsonl") == lines(tmp_path / "parts" / "gate.jsonl")
+
+
+def test_a_run_is_not_overwritten_by_another(tmp_path: Path) -> None:
+    adapt(config(tmp_path, steps=1), tmp_path / "run", device="cpu")
+    with pytest.raises(InputError, match="holds a run already"):
+        adapt(config(tmp_path, steps=2), tmp_path / "run", device="cpu")
+    with pytest.raises(InputError, match="no run of this configuration"):
+        adapt(config(tmp_path, steps=2), tmp_path / "run", device="cpu", resume=True)
+
+
+@pytest.mark.parametrize("method", ["frozen", "full", "lora", "all", "random"])
+def test_every_method_runs_the_whole_way(tmp_path: Path, method: str) -> None:
+    settings = config(tmp_path, steps=2)
+    table = {**json.loads(json.dumps(_table(settings)))}
+    table["peft"]["method"] = method
+    adapt(build(AdaptConfig, table), tmp_path / "run", device="cpu")
+    report = export_run(tmp_path / "run", tmp_path / "run" / "model.onnx")
+    assert report.parity["disagreement"] <= 1e-3
+    assert "<html" in write_report(tmp_path / "run").read_text(encoding="utf-8")
+
+
+def test_the_manifest_tells_the_ground_size_that_was_trained(learned: Path, tmp_path: Path) -> None:
+    export_run(learned / "run", tmp_path / "model.onnx")
+    manifest = api.describe_model(tmp_path / "model.onnx").manifest
+    assert manifest.gsd_m == pytest.approx(GSD_M, rel=0.002)  # UTM's scale factor
+    assert manifest.gsd_range_m == pytest.approx((GSD_M * 0.8, GSD_M * 1.25), rel=0.01)
+    assert manifest.legend.names == ("other", "building")
+
+
+def _table(settings: AdaptConfig) -> object:
+    from cegate_geo.train.config_file import to_table
+
+    return to_table(settings)
