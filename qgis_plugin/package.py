@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds the plugin's zip: `python qgis_plugin/package.py [FOLDER]` (default: dist/). The same source gives the same bytes."""
+"""Builds the plugin's zip: `python qgis_plugin/package.py [FOLDER]`, by default into dist/. Same source, same bytes."""
 
 from __future__ import annotations
 

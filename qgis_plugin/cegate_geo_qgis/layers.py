@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Optional, Sequence
 
 from qgis.core import (
@@ -68,8 +69,13 @@ class ClassMapStyler(_Styler):
     """Paletted raster with class names and colours."""
 
     def style(self, layer: QgsMapLayer) -> None:
-        """Keep the style file's style where it is right, else make one."""
-        if isinstance(layer, QgsRasterLayer) and not shows_classes(layer, self.classes):
+        """Take the style file beside the raster where it fits the classes, else make a style."""
+        if not isinstance(layer, QgsRasterLayer):
+            return
+        style_file = Path(layer.source()).with_suffix(".qml")
+        if not shows_classes(layer, self.classes) and style_file.is_file():
+            layer.loadNamedStyle(str(style_file))
+        if not shows_classes(layer, self.classes):
             entries = [QgsPalettedRasterRenderer.Class(c.id, class_color(c), c.name) for c in self.classes]
             layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, entries))
 

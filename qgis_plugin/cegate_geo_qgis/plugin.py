@@ -7,7 +7,7 @@ from typing import Optional
 
 from qgis.core import QgsApplication
 
-from .provider import CegateGeoProvider
+from .provider import PROVIDER_ID, CegateGeoProvider
 
 
 class CegateGeoPlugin:
@@ -32,5 +32,5 @@ class CegateGeoPlugin:
         """Take everything away that was added."""
         registry = QgsApplication.processingRegistry()
         if self.provider is not None and registry is not None:
-            registry.removeProvider(self.provider)
+            registry.removeProvider(PROVIDER_ID)  # by id: at the end of QGIS it may be gone already
         self.provider = None

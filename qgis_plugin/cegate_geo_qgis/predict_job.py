@@ -13,6 +13,9 @@ from .engine import EngineCommand
 
 EVENTS = ("--events", "jsonl")
 """Makes the engine speak the protocol instead of drawing a bar."""
+RASTER_SUFFIXES = ("tif", "tiff")
+VECTOR_SUFFIXES = ("gpkg", "fgb")
+"""What the engine writes."""
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 STITCHES = ("blend", "crop")
 

@@ -10,15 +10,19 @@ from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from .engine import SETTING
+from .predict_job import RASTER_SUFFIXES, VECTOR_SUFFIXES
 from .segment_raster import SegmentRaster
+
+PROVIDER_ID = "cegate_geo"
+"""Never changes: saved models and scripts hold it."""
 
 
 class CegateGeoProvider(QgsProcessingProvider):
     """All algorithms of CEGate-Geo. One file an algorithm; `loadAlgorithms` lists them."""
 
     def id(self) -> str:
-        """Never changes: saved models and scripts hold it."""
-        return "cegate_geo"
+        """Never changes."""
+        return PROVIDER_ID
 
     def name(self) -> str:
         """Shown in the toolbox."""
@@ -58,15 +62,15 @@ class CegateGeoProvider(QgsProcessingProvider):
 
     def supportedOutputRasterLayerExtensions(self) -> list[str]:
         """The engine writes GeoTIFF only."""
-        return ["tif"]
+        return list(RASTER_SUFFIXES)
 
     def supportedOutputVectorLayerExtensions(self) -> list[str]:
         """The engine writes GeoPackage and FlatGeobuf."""
-        return ["gpkg", "fgb"]
+        return list(VECTOR_SUFFIXES)
 
     def defaultVectorFileExtension(self, hasGeometry: bool = True) -> str:  # noqa: ARG002, the signature is QGIS'
         """For temporary layers."""
-        return "gpkg"
+        return VECTOR_SUFFIXES[0]
 
     def supportsNonFileBasedOutput(self) -> bool:
         """The engine writes files, no memory layers and no database tables."""

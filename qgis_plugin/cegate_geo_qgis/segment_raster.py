@@ -28,7 +28,7 @@ from qgis.core import (
 
 from .engine_algorithm import EngineAlgorithm
 from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
-from .predict_job import PROVIDERS, STITCHES, PredictJob, nodata_problem
+from .predict_job import PROVIDERS, RASTER_SUFFIXES, STITCHES, VECTOR_SUFFIXES, PredictJob, nodata_problem
 from .protocol import Result
 from .sources import polygon_file, raster_source, raster_warnings, write_polygons
 
@@ -37,19 +37,21 @@ Parameters = dict[Optional[str], Any]
 Definition = QgsProcessingParameterDefinition
 HELP = """
 <p>Gives each pixel of a scene a class, by an ONNX model. The scene may be of any size: it is read in tiles whose seams
-are blended, with bounded memory. The result lies on the scene's own grid.</p>
-<p>The work is done by the engine <i>cegate-geo</i> in a process of its own. It is installed apart from QGIS; where it
-lies is set under Settings &gt; Options &gt; Processing &gt; Providers &gt; CEGate-Geo.</p>
+are blended, with bounded memory. The result lies on the scene's own grid. A cancelled or failed run leaves no result
+behind.</p>
 <h3>Model</h3>
-<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Models of Deepness and
-GeoDeep work as well. Left empty, the demo model that comes with the engine is used: building footprints in drone
-imagery of 13 to 15 cm.</p>
+<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Models made for Deepness and
+GeoDeep work as well. Left empty, the engine's demo model is used: building footprints in drone imagery of 13 to
+15 cm.</p>
 <h3>Results</h3>
-<p><b>Class map</b>: one byte a pixel, with class names and colours; 255 is nodata.<br>
+<p><b>Class map</b>: a GeoTIFF with class names and colours; 255 is nodata.<br>
 <b>Polygons</b>: one for each connected area, with class, name, area in m² and mean confidence.<br>
 <b>Confidence</b>: 0 to 255 for a probability of the winning class of 0 to 1.</p>
-<p>A cancelled or failed run leaves no result behind.</p>
-"""
+<h3>Engine</h3>
+<p>The work is done by <i>cegate-geo</i> in a process of its own, installed apart from QGIS. Where it lies is set under
+Settings &gt; Options &gt; Processing &gt; Providers &gt; CEGate-Geo.</p>
+""".replace("\n", " ").strip()
+"""Without line ends: QGIS 3.22 makes a paragraph of each."""
 
 
 def _number(name: str, label: str, *, lowest: float, whole: bool = True) -> QgsProcessingParameterNumber:
@@ -142,7 +144,10 @@ class SegmentRaster(EngineAlgorithm):
         )
         self._add(
             QgsProcessingParameterFile(
-                "MODEL", "Model (empty: demo model)", optional=True, fileFilter="ONNX models (*.onnx);;All files (*)"
+                "MODEL",
+                "Model (empty: the demo model)",
+                optional=True,
+                fileFilter="ONNX models (*.onnx);;All files (*)",
             ),
             "An ONNX file with its contract inside, as `cegate-geo export` writes it.",
         )
@@ -156,7 +161,7 @@ class SegmentRaster(EngineAlgorithm):
             "Polygons, in any CRS: only what lies inside is segmented, the rest becomes nodata.",
         )
         self._add(
-            QgsProcessingParameterString("NODATA", "Nodata (if the file does not say)", None, False, True),
+            QgsProcessingParameterString("NODATA", "Nodata value (where the file has none)", None, False, True),
             "Value of pixels without data, for scenes whose holes carry no flag: 255, or one a band: 255,255,255.",
         )
         for parameter, text in _advanced():
@@ -206,7 +211,11 @@ class SegmentRaster(EngineAlgorithm):
             raise QgsProcessingException(problem)
         places: dict[str, str] = {os.path.realpath(source): "the scene"}
         for name in ("OUTPUT", "VECTOR", "CONFIDENCE"):
-            place = os.path.realpath(_destination(parameters.get(name)) or name)
+            given = _destination(parameters.get(name))
+            suffixes = VECTOR_SUFFIXES if name == "VECTOR" else RASTER_SUFFIXES
+            if given and Path(given).suffix.lower()[1:] not in suffixes:
+                raise QgsProcessingException(f"{name} {given}: the engine writes .{' and .'.join(suffixes)} only.")
+            place = os.path.realpath(given or name)
             if place in places:
                 raise QgsProcessingException(f"{name} would overwrite {places[place]}: choose another file.")
             places[place] = name

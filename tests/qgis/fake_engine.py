@@ -92,7 +92,7 @@ def misbehave() -> None:
         while True:
             time.sleep(0.05)
     elif MODE == "garbage":
-        sys.stdout.buffer.write(b"Loading model ...\n\xff\xfe\x00\n[1, 2]\n{\"event\": \"progress\"}\n{\"no\": 1}\n")
+        sys.stdout.buffer.write(b'Loading model ...\n\xff\xfe\x00\n[1, 2]\n{"event": "progress"}\n{"no": 1}\n')
         say("news", what="an event of a later version")
     elif MODE == "noisy":
         sys.stderr.write(("n" * 99 + "\n") * 50_000 + "the last words\n")
@@ -135,7 +135,8 @@ def main() -> None:
             write_polygons(given["--output"], given["--vector"])
         if "--confidence" in given:
             Path(given["--confidence"]).write_bytes(Path(given["--output"]).read_bytes())
-    say("result", output=given.get("--output", ""), tiles=4, skipped_tiles=1, seconds=0.5, provider="cpu", classes=classes)
+    run = {"tiles": 4, "skipped_tiles": 1, "seconds": 0.5, "provider": "cpu"}
+    say("result", output=given.get("--output", ""), classes=classes, **run)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The real loop around QProcess against an engine that behaves badly."""
 
+# ruff: noqa: N802, the names are QGIS'
+
 from __future__ import annotations
 
 import os
@@ -44,7 +46,8 @@ def run(feedback=None, **patience):
 def test_a_good_run_gives_its_result_and_says_what_it_warned_of(fake_engine):
     feedback = Recorder()
     result = run(feedback)
-    assert [(c.id, c.name, c.color) for c in result.classes] == [(0, "other", (228, 228, 222)), (1, "building", (214, 69, 65))]
+    classes = [(c.id, c.name, c.color) for c in result.classes]
+    assert classes == [(0, "other", (228, 228, 222)), (1, "building", (214, 69, 65))]
     assert (result.tiles, result.skipped_tiles, result.provider) == (4, 1, "cpu")
     assert feedback.warnings == ["The scene has no CRS."]
     assert feedback.infos[0] == "CEGate-Geo engine 9.8.7"
