@@ -1,0 +1,227 @@
+"""Chips to train on, at random places, scales and orientations, and tiles to validate on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cegate_geo.domain.legend import IGNORE_INDEX
+from cegate_geo.domain.windows import Window
+from cegate_geo.errors import InputError, LabelError
+from cegate_geo.infer.validity import fill_invalid
+from cegate_geo.train.augment import photometric, resample, turn
+from cegate_geo.train.labels import Labels
+from cegate_geo.train.splits import Area
+
+CELL = 64
+"""Side of the cells in which labelled pixels are counted, so that places can be drawn by class."""
+STATISTICS_CELLS = 1024
+"""Cells that image statistics are taken from, spread evenly."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """Where labelled pixels lie in an area: those cells of a coarse raster that hold any."""
+
+    windows: list[Window]
+    counts: npt.NDArray[np.int64]
+    """(cells, K) pixels per class."""
+
+    @classmethod
+    def of(cls, area: Area, classes: int) -> _Cells:
+        windows, counts, extent = [], [], area.extent
+        for row in range(extent.row_off, extent.row_end, CELL):
+            height = min(CELL, extent.row_end - row)
+            strip = Window(col_off=extent.col_off, row_off=row, width=extent.width, height=height)
+            labels = area.labels(strip)
+            n = -(-extent.width // CELL)
+            cell = np.repeat(np.arange(n) * (IGNORE_INDEX + 1), CELL)[: extent.width]
+            found = np.bincount((labels + cell).reshape(-1), minlength=n * (IGNORE_INDEX + 1))
+            table = found.reshape(n, IGNORE_INDEX + 1)[:, :classes]
+            for k in np.flatnonzero(table.any(1)):
+                col = extent.col_off + int(k) * CELL
+                windows.append(Window(col_off=col, row_off=row, width=min(CELL, extent.col_end - col), height=height))
+                counts.append(table[k])
+        return cls(windows, np.array(counts, np.int64).reshape(-1, classes))
+
+
+class ChipSampler:
+    """Draws chips around labelled pixels of the areas. Thread-safe: all randomness comes from the caller's generator.
+
+    Args:
+        areas: What may be used.
+        crop: Side of a chip in pixels.
+        scale: Chips are cut at `crop` times a factor in this range, drawn log-uniformly, and resampled to `crop`.
+        balance: Share of the chips that is drawn around a class chosen evenly among those that occur; the others are
+            drawn around any labelled pixel.
+        classes: Number of classes K.
+        photometric: Strength of colour augmentation; 0 turns it off.
+        weights: Share of the chips by area; None: as the scenes' sources are weighted, by labelled pixels within.
+
+    Raises:
+        LabelError: If nothing is labelled in the areas.
+    """
+
+    def __init__(
+        self,
+        areas: Sequence[Area],
+        *,
+        crop: int,
+        scale: tuple[float, float],
+        balance: float,
+        classes: int,
+        photometric: float,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        if weights is not None and (len(weights) != len(areas) or min(weights) < 0 or not sum(weights)):
+            raise InputError(f"{len(areas)} areas can't have the weights {list(weights)}.", hint="Give one for each.")
+        self.crop, self.scale, self.balance, self.photometric = crop, scale, balance, photometric
+        self._areas = list(areas)
+        self._cells = [_Cells.of(a, classes) for a in areas]
+        self._counts = np.array([c.counts.sum(0) for c in self._cells], np.int64).reshape(-1, classes)
+        labelled = self._counts.sum(1)
+        if not labelled.any():
+            raise LabelError("There is no labelled, valid pixel to train on.", hint="Check labels, aoi and nodata.")
+        if weights is None:
+            in_scene = np.array([max(1, int(a.scene.class_counts.sum())) for a in areas])
+            shares = np.array([a.scene.weight for a in areas]) * labelled / in_scene
+        else:
+            shares = np.where(labelled > 0, np.asarray(weights, float), 0)
+        if not shares.sum() > 0:
+            raise InputError("All areas with labels have the weight 0.", hint="Give one source a positive weight.")
+        self._shares = shares / shares.sum()
+        density = self._counts / np.maximum(labelled, 1)[:, None]
+        by_class = self._shares[:, None] * density
+        self._present = np.flatnonzero(by_class.sum(0) > 0)
+        self._by_class = by_class / np.maximum(by_class.sum(0), 1e-300)
+        self._cumulated = [np.cumsum(np.column_stack([c.counts, c.counts.sum(1)]), axis=0) for c in self._cells]
+
+    def pixel_counts(self) -> list[int]:
+        """Labelled pixels per class, in channel order."""
+        return [int(n) for n in self._counts.sum(0)]
+
+    def image_statistics(self) -> dict[str, list[float]]:
+        """Mean and standard deviation per channel in 0-1 units over labelled cells, weighted as chips are drawn."""
+        sums, squares, weight = np.zeros(3), np.zeros(3), 0.0
+        for area, cells, share in zip(self._areas, self._cells, self._shares, strict=True):
+            n = len(cells.windows)
+            wanted = min(n, max(1, math.ceil(STATISTICS_CELLS * share))) if n else 0
+            for k in np.linspace(0, n - 1, wanted).round().astype(int):
+                image, valid, _ = area.read(cells.windows[k])
+                values = image[:, valid].astype(np.float64) / 255
+                if values.size:
+                    sums += share / wanted * values.mean(1)
+                    squares += share / wanted * (values**2).mean(1)
+                    weight += share / wanted
+        mean = sums / weight
+        return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(0, squares / weight - mean**2)).tolist()}
+
+    def sample(self, rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """One chip.
+
+        Returns:
+            Image (3, crop, crop) float32 in 0-1 units, labels (crop, crop) int64; 255 = left out.
+        """
+        area, row, col = self._place(rng)
+        side = self._side(area, rng)
+        window = _around(area, row, col, side, rng)
+        image, labels = _padded(area, window)
+        image, labels = resample(image, labels, side=self.crop)
+        image, labels = turn(image, labels, quarters=int(rng.integers(4)), flip=bool(rng.random() < 0.5))
+        picture = photometric(np.ascontiguousarray(image), strength=self.photometric, rng=rng)
+        return picture, np.ascontiguousarray(labels).astype(np.int64)
+
+    def batch(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (count, 3, crop, crop) float32 in 0-1 units, labels (count, crop, crop) int64."""
+        images = np.empty((count, 3, self.crop, self.crop), np.float32)
+        labels = np.empty((count, self.crop, self.crop), np.int64)
+        for n in range(count):
+            images[n], labels[n] = self.sample(rng)
+        return torch.from_numpy(images), torch.from_numpy(labels)
+
+    def _place(self, rng: np.random.Generator) -> tuple[Area, int, int]:
+        """A labelled pixel: area, row and column in the scene."""
+        if rng.random() < self.balance:
+            c = int(rng.choice(self._present))
+            n = int(rng.choice(len(self._areas), p=self._by_class[:, c]))
+        else:
+            c = IGNORE_INDEX
+            n = int(rng.choice(len(self._areas), p=self._shares))
+        cumulated = self._cumulated[n][:, -1 if c == IGNORE_INDEX else c]
+        k = int(np.searchsorted(cumulated, rng.integers(cumulated[-1]), side="right"))
+        window = self._cells[n].windows[k]
+        labels = self._areas[n].labels(window)
+        places = np.flatnonzero(labels != IGNORE_INDEX if c == IGNORE_INDEX else labels == c)
+        row, col = divmod(int(places[rng.integers(len(places))]), window.width)
+        return self._areas[n], window.row_off + row, window.col_off + col
+
+    def _side(self, area: Area, rng: np.random.Generator) -> int:
+        """Side of the cut in pixels of the scene; larger than the scene only if a chip is."""
+        low, high = math.log(self.scale[0]), math.log(self.scale[1])
+        side = max(1, round(self.crop * math.exp(rng.uniform(low, high))))
+        return min(side, max(self.crop, min(area.scene.grid.shape)))
+
+
+def _around(area: Area, row: int, col: int, side: int, rng: np.random.Generator) -> Window:
+    """A window of `side` pixels that holds a pixel at a random place; within the area, else the raster, if it fits."""
+    offsets = []
+    bounds = (area.extent, area.scene.grid.window)
+    for at, axis in ((row, 0), (col, 1)):
+        off = at - int(rng.integers(side))
+        for box in bounds:
+            start = (box.row_off, box.col_off)[axis]
+            length = box.shape[axis]
+            if length >= side:
+                off = min(max(off, start), start + length - side)
+                break
+        else:
+            off = min(max(off, start + length - side), start)
+        offsets.append(off)
+    return Window(col_off=offsets[1], row_off=offsets[0], width=side, height=side)
+
+
+def _padded(area: Area, window: Window) -> tuple[npt.NDArray[np.uint8], Labels]:
+    """Image and labels of a window, filled where there is no data as inference fills it: mirrored, then nearest."""
+    inside = window.intersection(area.scene.grid.window)
+    if inside is None:
+        raise InputError(f"{window} lies outside of {area.scene.name}.", hint="Choose a window that meets the raster.")
+    image, valid, labels = area.read(inside)
+    if inside != window:
+        above, left = inside.row_off - window.row_off, inside.col_off - window.col_off
+        below, right = window.row_end - inside.row_end, window.col_end - inside.col_end
+        sides = ((above, below), (left, right))
+        image = np.pad(image, ((0, 0), *sides), mode="symmetric")
+        valid = np.pad(valid, sides, mode="symmetric")
+        labels = np.pad(labels, sides, constant_values=IGNORE_INDEX)
+    if not valid.all():
+        image = image.copy()
+        fill_invalid(cast(Any, image), valid)
+    return image, labels
+
+
+def validation_tiles(areas: Sequence[Area], *, crop: int) -> list[tuple[Area, Window]]:
+    """Windows of `crop` pixels that together hold each labelled pixel of the areas once.
+
+    They may look past the labelled part and past the raster's edge. Windows without labels are left out.
+    """
+    tiles = []
+    for area in areas:
+        extent = area.extent
+        for row in range(extent.row_off, extent.row_end, crop):
+            for col in range(extent.col_off, extent.col_end, crop):
+                window = Window(col_off=col, row_off=row, width=crop, height=crop)
+                if (area.labels(window) != IGNORE_INDEX).any():
+                    tiles.append((area, window))
+    return tiles
+
+
+def read_tile(area: Area, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Image (3, H, W) float32 in 0-1 units and labels (H, W) int64 of a window, without augmentation."""
+    image, labels = _padded(area, window)
+    return image.astype(np.float32) / np.float32(255), labels.astype(np.int64)

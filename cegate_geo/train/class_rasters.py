@@ -1,0 +1,182 @@
+"""Class rasters as labels: ids, or colours, on exactly the grid of the raster that they label."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.crs import CRS
+from rasterio.windows import Window as RasterioWindow
+
+from cegate_geo.domain.grid import RasterGrid
+from cegate_geo.domain.legend import IGNORE_INDEX, parse_color
+from cegate_geo.domain.windows import Window
+from cegate_geo.errors import LabelError
+from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
+from cegate_geo.infer.reader import raster_errors
+from cegate_geo.train.labels import ANYTHING, ClassMap, Labels
+
+GRID_TOLERANCE = 0.01
+"""How far the corners of two grids may lie apart to count as the same, in pixels."""
+UNKNOWN = -1
+
+
+class ClassRaster:
+    """A class raster: see `labels.LabelReader`.
+
+    Values are ids of the legend, or keys of `remap`. With '#rrggbb' keys in `remap` its palette or its first three
+    bands are looked up as colours. 255 and nodata are not labelled, unless `remap` names them.
+
+    Args:
+        path: The class raster.
+        grid: Grid of the raster that it labels.
+        classes: What its values mean.
+
+    Raises:
+        LabelError: If the grids differ, or it holds no whole numbers.
+    """
+
+    def __init__(self, path: Path, grid: RasterGrid, classes: ClassMap) -> None:
+        self.path, self._classes = path, classes
+        self._dataset: Any = None
+        self.extent = grid.window
+        colors = [key for key in classes.remap if key.startswith("#")]
+        dataset = self._open()
+        require_same_grid(Georeference.read(dataset).grid, grid, str(path))
+        if dataset.dtypes[0] not in ("uint8", "int8", "uint16", "int16", "uint32", "int32"):
+            raise LabelError(f"{path} holds {dataset.dtypes[0]}.", hint="Store class ids as whole numbers.")
+        self._palette: npt.NDArray[np.int64] | None = None
+        self._bands: tuple[int, ...] | None = None
+        self._ignored: list[int] = []
+        if colors:
+            self._by_color(dataset, colors)
+        elif dataset.count > 1:
+            raise LabelError(
+                f"{path} has {dataset.count} bands; a class raster has one.",
+                hint='If classes are colours, name them: remap = { "#3c1098" = "building", ... }.',
+            )
+        else:
+            self._by_id(dataset)
+        self.close()
+
+    def _by_id(self, dataset: Any) -> None:
+        remap = self._classes.remap
+        if dataset.nodata is not None and float(dataset.nodata).is_integer():
+            self._ignored.append(int(dataset.nodata))
+        self._ignored.append(IGNORE_INDEX)
+        self._ignored = [v for v in self._ignored if str(v) not in remap]
+        wrong = [k for k in remap if k != ANYTHING and not k.removeprefix("-").isdecimal()]
+        if wrong:
+            raise LabelError(
+                f"remap has the keys {wrong}, but {self.path} holds numbers.", hint='Write ids as keys, as in "70".'
+            )
+
+    def _by_color(self, dataset: Any, colors: list[str]) -> None:
+        self._table = {_packed(parse_color(k)): self._classes.target(self._classes.remap[k], k) for k in colors}
+        if dataset.count == 1:
+            if dataset.colorinterp[0].name != "palette":
+                raise LabelError(f"{self.path} has no colours.", hint="Use ids as keys of remap.")
+            palette = np.zeros(256, np.int64)
+            for index, color in dataset.colormap(1).items():
+                palette[index] = _packed(color[:3])
+            self._palette = palette
+        elif dataset.count >= 3:
+            self._bands = (1, 2, 3)
+        else:
+            raise LabelError(f"{self.path} has {dataset.count} bands.", hint="Colours need three, or a palette.")
+
+    def read(self, window: Window) -> Labels:
+        """(H, W) uint8 channel indices.
+
+        Raises:
+            LabelError: If a value is no class.
+        """
+        area = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
+        with raster_errors(str(self.path)):
+            values = self._open().read(self._bands or 1, window=area)
+        if self._bands:
+            values = (values[0].astype(np.int64) << 16) | (values[1].astype(np.int64) << 8) | values[2]
+        elif self._palette is not None:
+            values = self._palette[values]
+        return self._to_channels(values)
+
+    def _to_channels(self, values: npt.NDArray[Any]) -> Labels:
+        if values.dtype == np.uint8:
+            present, inverse = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)), values
+        else:
+            present, inverse = np.unique(values, return_inverse=True)
+        channels = [self._channel(int(v)) for v in present]
+        strange = [v for v, c in zip(present.tolist(), channels, strict=True) if c == UNKNOWN]
+        if strange:
+            colored = self._bands is not None or self._palette is not None
+            raise self._classes.unknown([f"#{v:06x}" if colored else str(v) for v in strange], str(self.path))
+        if values.dtype != np.uint8:
+            return np.array(channels, np.uint8)[inverse].reshape(values.shape)
+        table = np.full(256, IGNORE_INDEX, np.uint8)
+        table[present] = channels
+        return table[values]
+
+    def _channel(self, value: int) -> int:
+        if self._bands is not None or self._palette is not None:
+            if value in self._table:
+                return self._table[value]
+            rest = self._classes.remap.get(ANYTHING)
+            return UNKNOWN if rest is None else self._classes.target(rest, "remap")
+        if value in self._ignored:
+            return IGNORE_INDEX
+        channel = self._classes.channel(str(value))
+        return UNKNOWN if channel is None else channel
+
+    def _open(self) -> Any:
+        if self._dataset is None:
+            with raster_errors(str(self.path)), quiet_about_georeference():
+                self._dataset = rasterio.open(self.path)
+        return self._dataset
+
+    def close(self) -> None:
+        """Let go of the file; it is opened again when needed."""
+        if self._dataset is not None:
+            self._dataset.close()
+        self._dataset = None
+
+
+def require_same_grid(labels: RasterGrid, raster: RasterGrid, name: str) -> None:
+    """Refuse a class raster that does not lie exactly on the raster that it labels.
+
+    A file without a georeference only has to have the same size.
+
+    Raises:
+        LabelError: With the values that differ.
+    """
+    mend = "Make it on the raster's grid, for example with gdalwarp -r near -te ... -ts ..."
+    if labels.shape != raster.shape:
+        raise LabelError(
+            f"{name} has {labels.width} x {labels.height} pixels, its raster {raster.width} x {raster.height}.",
+            hint=mend,
+        )
+    placed = [g.crs_wkt is not None or not g.transform.is_identity for g in (labels, raster)]
+    if not all(placed):
+        return
+    if labels.crs_wkt and raster.crs_wkt and CRS.from_wkt(labels.crs_wkt) != CRS.from_wkt(raster.crs_wkt):
+        raise LabelError(
+            f"{name} has another CRS than its raster: {_crs_name(labels)}, {_crs_name(raster)}.", hint=mend
+        )
+    inverse = ~raster.transform
+    for col, row in ((0, 0), (labels.width, 0), (0, labels.height), (labels.width, labels.height)):
+        x, y = inverse @ (labels.transform @ (col, row))
+        if max(abs(x - col), abs(y - row)) > GRID_TOLERANCE:
+            raise LabelError(
+                f"{name} lies {x - col:.2f} columns and {y - row:.2f} rows off its raster at pixel ({col}, {row}).",
+                hint=mend,
+            )
+
+
+def _crs_name(grid: RasterGrid) -> str:
+    return str(CRS.from_wkt(grid.crs_wkt).to_string())[:60]
+
+
+def _packed(color: tuple[int, ...]) -> int:
+    return (color[0] << 16) | (color[1] << 8) | color[2]
