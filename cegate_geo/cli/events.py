@@ -1,0 +1,159 @@
+"""Talking with the process that started this one: JSON lines out on stdout, `cancel` in on stdin, signals."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TextIO
+
+from cegate_geo import __version__
+from cegate_geo.infer.progress import Progress
+
+PROTOCOL = 1
+"""Raised when an event changes its meaning."""
+PROGRESS_EVERY_S = 0.2
+"""At most so often is progress reported."""
+
+
+def wants_events(words: Sequence[str]) -> bool:
+    """Whether a command line asks for events, before it is parsed: errors of parsing are events too."""
+    pairs = zip(words, [*words[1:], ""], strict=True)
+    return any(word == "--events=jsonl" or (word == "--events" and after == "jsonl") for word, after in pairs)
+
+
+class EventStream:
+    """Writes one JSON object a line; a reader that went away counts as a wish to cancel."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+        self.is_broken = False
+        """Whether nobody reads any more."""
+
+    def send(self, event: str, **values: Any) -> None:
+        """Write an event with its values."""
+        line = json.dumps({"event": event, **_finite(values)}, ensure_ascii=False, allow_nan=False)
+        with self._lock:
+            if self.is_broken:
+                return
+            try:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+            except (BrokenPipeError, ValueError, OSError):
+                self.is_broken = True
+
+    def hello(self, command: str) -> None:
+        """The first event."""
+        self.send("hello", protocol=PROTOCOL, version=__version__, command=command)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity: None for both."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class ProgressEvents:
+    """Turns progress into events, the first and the last always, those between at most every 0.2 s."""
+
+    def __init__(self, events: EventStream) -> None:
+        self._events = events
+        self._last = -math.inf
+
+    def __call__(self, progress: Progress) -> None:
+        """Report progress."""
+        now = time.monotonic()
+        if now - self._last < PROGRESS_EVERY_S and progress.fraction < 1:
+            return
+        self._last = now
+        self._events.send(
+            "progress",
+            fraction=round(progress.fraction, 4),
+            done=progress.done,
+            total=progress.total,
+            eta_s=None if progress.eta_s is None else round(progress.eta_s, 1),
+        )
+
+
+class CancelWatch:
+    """Whether somebody wants this job to stop."""
+
+    def __init__(self, events: EventStream | None = None) -> None:
+        self._wish = threading.Event()
+        self._events = events
+
+    def __call__(self) -> bool:
+        """True once cancelling is wanted."""
+        return self._wish.is_set() or (self._events is not None and self._events.is_broken)
+
+    def cancel(self) -> None:
+        """Wish to cancel."""
+        self._wish.set()
+
+    def watch_input(self, descriptor: int) -> None:
+        """Cancel on the line `cancel` or the end of a file descriptor, watched in a thread of its own."""
+        threading.Thread(target=self._read, args=(descriptor,), name="cegate-stdin", daemon=True).start()
+
+    def _read(self, descriptor: int) -> None:
+        rest = b""
+        while True:
+            try:
+                # Not sys.stdin: a daemon thread inside its lock would break the interpreter's end.
+                data = os.read(descriptor, 4096)
+            except OSError:
+                data = b""
+            if not data:
+                self.cancel()
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            if any(line.strip() == b"cancel" for line in lines):
+                self.cancel()
+                return
+
+
+@contextmanager
+def watch_cancel(events: EventStream | None) -> Iterator[CancelWatch]:
+    """Watch SIGINT and SIGTERM, and with events standard input; a second signal ends the process at once."""
+    watch = CancelWatch(events)
+    if events is not None:
+        watch.watch_input(0)
+    previous: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        watch.cancel()
+        signal.signal(number, signal.SIG_DFL)
+
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            previous[kind] = signal.signal(kind, handle)
+    try:
+        yield watch
+    finally:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
+
+
+def progress_bar(unit: str) -> tuple[Callable[[Progress], None], Callable[[], None]]:
+    """A bar on stderr, if that is a terminal: a function that takes progress, and one that closes the bar."""
+    from tqdm import tqdm
+
+    bar = tqdm(total=0, unit=unit, disable=not sys.stderr.isatty(), file=sys.stderr)
+
+    def show(progress: Progress) -> None:
+        bar.total = progress.total
+        bar.update(progress.done - bar.n)
+
+    return show, bar.close

@@ -1,0 +1,123 @@
+"""`cegate-geo predict`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cegate_geo.cli.events import EventStream, ProgressEvents, progress_bar, watch_cancel
+
+UNITS_MB = {"": 1.0, "M": 1.0, "MB": 1.0, "G": 1024.0, "GB": 1024.0}
+
+
+class MemorySize(click.ParamType[Any]):
+    """'512M', '2G', or plain megabytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Megabytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", str(value).strip())
+        if match is None or match[2].upper() not in UNITS_MB:
+            self.fail(f"{value!r} is no size. Write it as 512M or 2G.", param, ctx)
+        return int(float(match[1]) * UNITS_MB[match[2].upper()])
+
+
+class NumberList(click.ParamType[Any]):
+    """Numbers with commas between."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        """The numbers; 'nan' is one."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers. Write it as 255 or 255,255,255.", param, ctx)
+
+
+class WordList(click.ParamType[Any]):
+    """Words with commas between."""
+
+    name = "words"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """The words."""
+        if isinstance(value, tuple):
+            return value
+        words = tuple(part.strip() for part in str(value).split(","))
+        if not all(words):
+            self.fail(f"{value!r} has an empty entry. Write it as 1,2,3 or red,green,blue.", param, ctx)
+        return words
+
+
+@click.command("predict", short_help="Predict a scene into a georeferenced mask.")
+@click.argument("scene")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Mask to write, a .tif.")
+@click.option("-m", "--model", help="ONNX file, or the name of a shipped model. Default: the shipped demo model.")
+@click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write: .gpkg or .fgb.")
+@click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Leave out smaller polygons.")
+@click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability to write, a .tif.")
+@click.option("--probabilities", type=click.Path(path_type=Path), help="All probabilities to write, a .tif.")
+@click.option("--aoi", metavar="FILE[|LAYER]", help="Polygons: predict only there.")
+@click.option("--invert-aoi", is_flag=True, help="Predict only outside of --aoi.")
+@click.option("--bands", type=WordList(), default=(), metavar="1,2,3|NAMES", help="Bands, in the model's order.")
+@click.option("--nodata", type=NumberList(), default=(), metavar="V[,V,V]", help="Value of holes without a flag.")
+@click.option("--tile-size", type=int, metavar="PX", help="Side of a tile, where the model leaves it free.")
+@click.option("--halo", type=int, metavar="PX", help="Context on each side of a tile. Default: the model's.")
+@click.option("--stitch", type=click.Choice(["blend", "crop"]), default="blend", show_default=True)
+@click.option("--batch-size", metavar="auto|N", default="auto", show_default=True)
+@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--require-gpu", is_flag=True, help="Fail rather than run on the CPU.")
+@click.option("--threads", type=int, default=0, metavar="N", help="Session threads. Default: all cores.")
+@click.option("--max-memory", "max_memory_mb", type=MemorySize(), default="512M", show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+@click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
+@click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
+@click.pass_obj
+def command(
+    state: dict[str, Any], /, scene: str, output: Path, *, batch_size: str, events: str | None, **given: Any
+) -> None:
+    """Predict SCENE, any raster that GDAL opens, into a class mask on the same grid.
+
+    The mask is a cloud-optimised GeoTIFF with class colours and names. It appears when it is complete or not at all.
+    """
+    from cegate_geo.api import predict
+
+    stream: EventStream | None = state.get("events") if events else None
+    if batch_size != "auto" and not batch_size.isdecimal():
+        raise click.BadParameter("Write a number, or auto.", param_hint="--batch-size")
+    options: dict[str, Any] = {**given, "batch_size": None if batch_size == "auto" else int(batch_size)}
+    with watch_cancel(stream) as cancel:
+        if stream is not None:
+            stream.hello("predict")
+            result = predict(scene, output, progress=ProgressEvents(stream), cancel=cancel, **options)
+            stream.send("result", **result.to_json())
+            return
+        show, close = progress_bar("tile")
+        try:
+            result = predict(scene, output, progress=show, cancel=cancel, **options)
+        finally:
+            close()
+    click.echo(_summary(result))
+
+
+def _summary(result: Any) -> str:
+    """The result for people."""
+    run = result.tiles - result.skipped_tiles
+    lines = [
+        f"{result.output}  ({run} tiles, {result.skipped_tiles} skipped, {result.seconds:.1f} s, {result.provider})"
+    ]
+    total = max(1, sum(c.pixels for c in result.classes))
+    for c in result.classes:
+        area = "" if c.area_m2 is None else f"  {c.area_m2:,.1f} m²"
+        lines.append(f"  {c.id:>3}  {c.name:<20} {c.pixels / total:7.2%}  {c.pixels:,} px{area}")
+    lines += [str(path) for path in (result.vector, result.confidence, result.probabilities) if path is not None]
+    return "\n".join(lines)

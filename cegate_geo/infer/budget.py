@@ -1,0 +1,71 @@
+"""How wide a shard may be so that the buffers of a run fit into the memory that it is given."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+
+from cegate_geo.errors import CegateWarning
+from cegate_geo.infer.reader import MAX_BLOCK_ROWS, Scene
+from cegate_geo.infer.tiles import TilePlan
+
+QUEUE_DEPTH = 2
+"""Batches ahead of the session, outputs behind it, bands before the writer: each so many at most."""
+BASE_MB = 170
+"""Interpreter, libraries and an idle session."""
+CACHE_MB = 64
+"""GDAL's block cache, whose default of 5 % of the machine's memory would look like a leak."""
+MEGABYTE = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Bytes that a run needs: some whatever the width, some for each column of a shard."""
+
+    fixed: int
+    per_column: int
+
+    def width_for(self, memory_mb: int) -> int:
+        """Columns that fit into `memory_mb`; may be 0 or less."""
+        return (memory_mb * MEGABYTE - self.fixed) // self.per_column
+
+
+def estimate(
+    plan: TilePlan, scene: Scene, *, classes: int, batch_size: int, model_bytes: int, extra_channels: int
+) -> Budget:
+    """Estimate a run's buffers.
+
+    Args:
+        plan: The scene's tile plan.
+        scene: The scene.
+        classes: Channels of the model's output.
+        batch_size: Tiles in a session call.
+        model_bytes: Size of the model file; a session holds its weights about twice.
+        extra_channels: Bytes a pixel that are written beside the class.
+    """
+    height, width = plan.tile_shape
+    inputs = batch_size * scene.channels * height * width * 4
+    outputs = batch_size * classes * height * width * 4
+    fixed = (BASE_MB + CACHE_MB) * MEGABYTE + 2 * model_bytes + (QUEUE_DEPTH + 2) * (inputs + outputs)
+    block_rows = scene.block_rows if scene.block_rows <= MAX_BLOCK_ROWS else 0
+    rows_held = min(plan.rows.size + block_rows, plan.shape[0])
+    strip = rows_held * (scene.channels * scene.dtype.itemsize + 2) * 2
+    band = max(np.diff([0, *plan.rows.cuts, plan.shape[0]])) * (2 + extra_channels) * (QUEUE_DEPTH + 2)
+    return Budget(fixed=fixed, per_column=int(strip + band + classes * plan.rows.ramp * 4))
+
+
+def shard_width(budget: Budget, memory_mb: int, *, least: int) -> int:
+    """Columns of a shard, at least `least`; warns where that needs more memory than is given."""
+    width = budget.width_for(memory_mb)
+    if width >= least:
+        return width
+    needed = (budget.fixed + budget.per_column * least) // MEGABYTE + 1
+    warnings.warn(
+        f"{memory_mb} MB are planned for, but this model and scene need about {needed} MB. Use a smaller --tile-size "
+        "or --batch-size, or raise --max-memory.",
+        CegateWarning,
+        stacklevel=2,
+    )
+    return least

@@ -1,0 +1,172 @@
+"""Metres per pixel and square metres per pixel, on the ellipsoid, for any CRS."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyproj
+from rasterio.transform import from_gcps
+
+from cegate_geo.domain.manifest import Manifest
+from cegate_geo.domain.windows import Window
+from cegate_geo.errors import GeoreferenceWarning, GsdWarning, InputError
+from cegate_geo.infer.georeference import Georeference
+
+REFUSED_FACTOR = 8
+"""How many times coarser or finer than the model's range a scene is refused."""
+LATTICE_STEP = 64
+"""Pixels between the points at which pixel areas are computed; between them they are interpolated."""
+LATTICE_DEGREES = 0.05
+"""The same in degrees: for coarse pixels the lattice is denser."""
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class GroundSize:
+    """Size of pixels on the ground."""
+
+    x_m: float
+    """Metres along a pixel's row."""
+    y_m: float
+    """Metres along its column."""
+
+    @property
+    def gsd_m(self) -> float:
+        """Geometric mean of both axes."""
+        return float(np.sqrt(self.x_m * self.y_m))
+
+
+class GroundMeasure:
+    """Measures a raster's pixels on the ellipsoid of its CRS.
+
+    Derivatives of the map projection are taken over one pixel and turned into metres with the ellipsoid's radii of
+    curvature at that latitude; the formulas are in Snyder, Map Projections: A Working Manual (1987), chapter 3.
+    """
+
+    def __init__(self, georeference: Georeference) -> None:
+        transform = georeference.transform
+        if georeference.gcps and len(georeference.gcps) >= 3:
+            transform = from_gcps(georeference.gcps)
+        crs = pyproj.CRS.from_user_input(georeference.crs.to_wkt())
+        geodetic = crs.geodetic_crs
+        ellipsoid = crs.ellipsoid
+        if geodetic is None or ellipsoid is None:
+            raise pyproj.exceptions.CRSError("no ellipsoid")
+        self._transform, self._shape = transform, georeference.shape
+        self._project = pyproj.Transformer.from_crs(crs, geodetic, always_xy=True)
+        self._semi_major = ellipsoid.semi_major_metre
+        flattening = 1 / ellipsoid.inverse_flattening if ellipsoid.inverse_flattening else 0.0
+        self._eccentricity2 = flattening * (2 - flattening)
+        self._lattice: tuple[FloatArray, FloatArray, FloatArray] | None = None
+
+    def _degrees(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
+        t = self._transform
+        lon, lat = self._project.transform(t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f)
+        return np.asarray(lon), np.asarray(lat)
+
+    def _steps(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, ...]:
+        """East and north metres of one pixel along the row, then along the column, around points in pixels."""
+        _, lat = self._degrees(cols, rows)
+        radians = np.radians(lat)
+        curve = 1 - self._eccentricity2 * np.sin(radians) ** 2
+        prime = self._semi_major / np.sqrt(curve)
+        meridian = self._semi_major * (1 - self._eccentricity2) / curve**1.5
+        steps = []
+        for d_col, d_row in ((0.5, 0.0), (0.0, 0.5)):
+            lon0, lat0 = self._degrees(cols - d_col, rows - d_row)
+            lon1, lat1 = self._degrees(cols + d_col, rows + d_row)
+            d_lon = (lon1 - lon0 + 180) % 360 - 180
+            steps += [np.radians(d_lon) * prime * np.cos(radians), np.radians(lat1 - lat0) * meridian]
+        return tuple(steps)
+
+    def size(self) -> GroundSize:
+        """At the raster's centre."""
+        rows, cols = np.array([self._shape[0] / 2]), np.array([self._shape[1] / 2])
+        east_x, north_x, east_y, north_y = self._steps(cols, rows)
+        return GroundSize(float(np.hypot(east_x, north_x)[0]), float(np.hypot(east_y, north_y)[0]))
+
+    def areas(self, cols: FloatArray, rows: FloatArray) -> FloatArray:
+        """Square metres of the pixels around points, in pixel coordinates (0.5, 0.5 is the first pixel's centre)."""
+        east_x, north_x, east_y, north_y = self._steps(cols, rows)
+        return np.abs(east_x * north_y - east_y * north_x)
+
+    def row_areas(self, window: Window) -> FloatArray:
+        """Square metres of the pixels in the middle of each row of a window: (H,) float64.
+
+        Meant for windows narrow enough that pixels of one row are alike; see `lattice_columns`.
+        """
+        middle = (window.col_off + window.col_end) / 2
+        step = self._lattice_step()
+        knots = np.unique(np.r_[np.arange(window.row_off, window.row_end, step), window.row_end - 1]) + 0.5
+        areas = self.areas(np.full(len(knots), middle), knots)
+        result: FloatArray = np.interp(np.arange(window.row_off, window.row_end) + 0.5, knots, areas)
+        return result
+
+    def _lattice_step(self) -> int:
+        size = self.size()
+        return max(1, min(LATTICE_STEP, int(LATTICE_DEGREES * 111_000 / max(size.x_m, size.y_m))))
+
+    def lattice_columns(self) -> int:
+        """Width in pixels within which pixels of one row may be taken as alike."""
+        return 4 * self._lattice_step()
+
+
+def measure(georeference: Georeference) -> GroundMeasure | None:
+    """How to measure a raster's pixels; None, with a warning, where nothing says how large they are."""
+    reason = ""
+    if georeference.crs is None or not georeference.crs:
+        reason = "has no CRS"
+    elif georeference.kind == "gcps" and len(georeference.gcps) < 3:
+        reason = "has fewer than three ground control points"
+    else:
+        try:
+            ground = GroundMeasure(georeference)
+            if np.isfinite(ground.size().gsd_m) and ground.size().gsd_m > 0:
+                return ground
+            reason = "has its centre where its CRS does not reach"
+        except (pyproj.exceptions.ProjError, ValueError):
+            reason = "has a CRS without a place on the ground"
+    warnings.warn(
+        f"The scene {reason}: areas in square metres and its ground sampling distance are unknown.",
+        GeoreferenceWarning,
+        stacklevel=2,
+    )
+    return None
+
+
+def check_gsd(ground: GroundMeasure | None, manifest: Manifest, *, force: bool = False) -> float | None:
+    """Compare the scene's GSD with the model's range, warn outside of it. Gives the GSD in metres, if known.
+
+    Raises:
+        InputError: If it is more than REFUSED_FACTOR times off and not forced.
+    """
+    low, high = manifest.gsd_range_m
+    if ground is None:
+        warnings.warn(
+            f"The scene's ground sampling distance is unknown; the model was made for {low:g} to {high:g} m per pixel.",
+            GsdWarning,
+            stacklevel=2,
+        )
+        return None
+    gsd = ground.size().gsd_m
+    factor = max(gsd / high, low / gsd)
+    text = f"The scene has {gsd:.3g} m per pixel, the model was made for {low:g} to {high:g} m"
+    mend = f"Resample the scene first: gdalwarp -tr with {manifest.gsd_m:g} m in the CRS's units"
+    if factor > REFUSED_FACTOR and not force:
+        raise InputError(f"{text}: {factor:.0f} times off.", hint=f"{mend}. --force predicts anyway.")
+    if factor > 1.001:
+        warnings.warn(f"{text}; results may be poor. {mend}.", GsdWarning, stacklevel=2)
+    return gsd
+
+
+def describe(ground: GroundMeasure | None) -> dict[str, Any] | None:
+    """Metres per pixel as JSON values."""
+    if ground is None:
+        return None
+    size = ground.size()
+    return {"x_m": size.x_m, "y_m": size.y_m, "gsd_m": size.gsd_m}

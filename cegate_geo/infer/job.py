@@ -1,0 +1,136 @@
+"""What a prediction is asked for, and what it reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from cegate_geo.errors import InputError
+from cegate_geo.infer.tiles import StitchMode
+
+DEFAULT_MEMORY_MB = 512
+VECTOR_FORMATS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictOptions:
+    """Everything that `predict` can be told beyond scene, output and model."""
+
+    vector: Path | None = None
+    """GeoPackage or FlatGeobuf for polygons."""
+    confidence: Path | None = None
+    """GeoTIFF for the winning class' probability."""
+    probabilities: Path | None = None
+    """GeoTIFF for the probabilities of all classes."""
+    min_area_m2: float = 0.0
+    """Polygons smaller than this are left out of `vector`."""
+    aoi: str | None = None
+    """Polygons, 'FILE' or 'FILE|layer': elsewhere nothing is predicted."""
+    invert_aoi: bool = False
+    bands: tuple[str, ...] = ()
+    """Band numbers (from 1) or names, one for each of the model's bands."""
+    nodata: tuple[float, ...] = ()
+    """Value of unflagged holes, one for all bands or one for each."""
+    tile_size: int | None = None
+    """Side of a tile in pixels; None for the model's own."""
+    halo: int | None = None
+    """Context in pixels; None for the model's own."""
+    stitch: StitchMode = "blend"
+    batch_size: int | None = None
+    """Tiles in a session call; None lets the provider decide."""
+    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    require_gpu: bool = False
+    threads: int = 0
+    """Session threads; 0 for all usable cores."""
+    max_memory_mb: int = DEFAULT_MEMORY_MB
+    """Memory to plan for: wide scenes are cut into upright shards until the buffers fit."""
+    overwrite: bool = False
+    force: bool = False
+    """Predict although the scene's GSD is far from the model's."""
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.min_area_m2 >= 0, f"min_area_m2={self.min_area_m2} is negative"),
+            (self.tile_size is None or self.tile_size > 0, f"tile_size={self.tile_size} is not positive"),
+            (self.halo is None or self.halo >= 0, f"halo={self.halo} is negative"),
+            (self.batch_size is None or self.batch_size > 0, f"batch_size={self.batch_size} is not positive"),
+            (self.threads >= 0, f"threads={self.threads} is negative"),
+            (self.max_memory_mb >= 64, f"max_memory_mb={self.max_memory_mb} is less than 64"),
+            (not self.invert_aoi or self.aoi is not None, "invert_aoi is set, but there is no aoi"),
+            (self.stitch in ("blend", "crop"), f"stitch={self.stitch!r} is neither 'blend' nor 'crop'"),
+            (self.provider in ("auto", "cpu", "cuda"), f"provider={self.provider!r} is not known"),
+        ]
+        for good, problem in checks:
+            if not good:
+                raise InputError(f"Option not usable: {problem}.", hint="See cegate-geo predict --help.")
+        if self.vector is not None and self.vector.suffix.lower() not in VECTOR_FORMATS:
+            raise InputError(
+                f"{self.vector.name} has no known vector format.", hint=f"Use one of {', '.join(VECTOR_FORMATS)}."
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassShare:
+    """How much of the output one class covers."""
+
+    id: int
+    name: str
+    color: str
+    """'#rrggbb'."""
+    pixels: int
+    area_m2: float | None
+    """On the ellipsoid; None where the scene does not say where it lies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictResult:
+    """What a prediction made."""
+
+    output: Path
+    grid: Mapping[str, Any]
+    """`crs` (authority code or WKT, or None), `transform` (six numbers), `width`, `height`, `gsd_m`."""
+    classes: Sequence[ClassShare]
+    nodata_pixels: int
+    tiles: int
+    """Tiles of the plan; the ones that shards share count once for each."""
+    skipped_tiles: int
+    """Those of them that were not run: empty, or outside the area of interest."""
+    seconds: float
+    provider: str
+    model: str
+    model_sha256: str
+    vector: Path | None = None
+    confidence: Path | None = None
+    probabilities: Path | None = None
+    polygons: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of the `result` event."""
+        paths = {
+            k: None if (p := getattr(self, k)) is None else str(p) for k in ("vector", "confidence", "probabilities")
+        }
+        classes = [
+            {"id": c.id, "name": c.name, "color": c.color, "pixels": c.pixels, "area_m2": c.area_m2}
+            for c in self.classes
+        ]
+        names = ("nodata_pixels", "tiles", "skipped_tiles", "seconds", "provider", "model", "model_sha256", "polygons")
+        return {
+            "output": str(self.output),
+            "grid": dict(self.grid),
+            "classes": classes,
+            **paths,
+            **{name: getattr(self, name) for name in names},
+        }
+
+
+def checked_output(output: Path) -> Path:
+    """The mask's path.
+
+    Raises:
+        InputError: If it is no GeoTIFF by name.
+    """
+    if output.suffix.lower() not in (".tif", ".tiff"):
+        raise InputError(f"{output.name} does not end in .tif.", hint="Masks are GeoTIFFs: name it so.")
+    return output

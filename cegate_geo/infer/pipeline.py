@@ -1,0 +1,326 @@
+"""The one wiring point of `predict`: scene → feed → session → stitch → writer, a shard at a time, then the finish."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+
+from cegate_geo import __version__
+from cegate_geo.domain.windows import Window
+from cegate_geo.errors import ModelError
+from cegate_geo.infer import budget
+from cegate_geo.infer.assemble import Assembler, Band
+from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
+from cegate_geo.infer.feed import Area, Batch, Feed, InputForm
+from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure
+from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
+from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
+from cegate_geo.infer.progress import Monitor
+from cegate_geo.infer.qml import aux_xml, style_qml
+from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.streams import Prefetch, Worker
+from cegate_geo.infer.tally import Tally
+from cegate_geo.infer.tiles import TilePlan
+from cegate_geo.infer.writer import (
+    BLOCK_SIZE,
+    RasterKind,
+    RasterWriter,
+    class_raster,
+    confidence_raster,
+    make_cog,
+    probability_raster,
+)
+
+GPU_BATCH = 8
+SIDECARS = (".aux.xml", ".ovr", ".msk")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything that is settled before the first pixel is read."""
+
+    options: PredictOptions
+    predictor: Predictor
+    scene: Scene
+    plan: TilePlan
+    ground: GroundMeasure | None
+    area: Area | None
+    shards: tuple[Window, ...]
+    form: InputForm
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of all shards."""
+        rows, cols = self.plan.rows, self.plan.cols
+        return sum(len(rows.over(s.row_off, s.row_end)) * len(cols.over(s.col_off, s.col_end)) for s in self.shards)
+
+
+@contextmanager
+def gdal_settings() -> Iterator[None]:
+    """GDAL as we need it: a small cache, no look around for side files on remote folders."""
+    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR_IF_REMOTE"):
+        yield
+
+
+def predict_scene(
+    scene_path: str, output: Path, *, model: Path, options: PredictOptions, monitor: Monitor
+) -> PredictResult:
+    """Predict one scene into one mask; see `cegate_geo.api.predict`."""
+    started = time.monotonic()
+    wanted = [p for p in (options.vector, options.confidence, options.probabilities, checked_output(output)) if p]
+    local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
+    check_outputs(wanted, inputs=local, overwrite=options.overwrite)
+    predictor = load_predictor(
+        model,
+        SessionOptions(provider=options.provider, require_gpu=options.require_gpu, threads=options.threads),
+    )
+    with (
+        gdal_settings(),
+        closing(Scene(scene_path, predictor.manifest, bands=options.bands, nodata=options.nodata)) as scene,
+    ):
+        run = settle(scene, predictor, options)
+        tally = Tally(predictor.manifest.legend, run.ground)
+        sha256 = file_sha256(model)
+        with job_folder(output) as job:
+            monitor.start(run.tiles)
+            skipped = _predict_shards(run, job, tally, monitor, tags=_tags(run, sha256))
+            polygons = _finish(run, job, output, tally, monitor)
+            monitor.check()
+            job.commit()
+        monitor.finish()
+    return PredictResult(
+        output=output,
+        grid=_describe_grid(run),
+        classes=tally.shares(),
+        nodata_pixels=run.plan.shape[0] * run.plan.shape[1] - tally.pixels,
+        tiles=run.tiles,
+        skipped_tiles=skipped,
+        seconds=round(time.monotonic() - started, 3),
+        provider=predictor.provider,
+        model=str(model),
+        model_sha256=sha256,
+        vector=options.vector,
+        confidence=options.confidence,
+        probabilities=options.probabilities,
+        polygons=polygons,
+    )
+
+
+def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
+    """Plan tiles and shards; warn of or refuse what does not fit."""
+    manifest = predictor.manifest
+    ground = measure(scene.georeference)
+    check_gsd(ground, manifest, force=options.force)
+    if options.vector is not None:
+        from cegate_geo.infer.vectorize import check_vector  # noqa: PLC0415 - a second GDAL only where it is needed
+
+        check_vector(scene.georeference, ground, options.min_area_m2)
+    plan = TilePlan.of_shape(
+        scene.shape,
+        tile_shape=_tile_shape(predictor, scene.shape, options.tile_size),
+        halo=manifest.halo if options.halo is None else options.halo,
+        stitch=options.stitch,
+    )
+    area, region = None, Window.of_shape(scene.shape)
+    if options.aoi is not None:
+        from cegate_geo.infer.aoi import read_area
+
+        area = read_area(options.aoi, scene.georeference, invert=options.invert_aoi)
+        region = area.bounds or region
+    batch_size = predictor.batch or options.batch_size or (1 if predictor.provider == "cpu" else GPU_BATCH)
+    needs = budget.estimate(
+        plan,
+        scene,
+        classes=len(manifest.legend),
+        batch_size=batch_size,
+        model_bytes=predictor.path.stat().st_size,
+        extra_channels=bool(options.confidence or options.vector)
+        + (len(manifest.legend) if options.probabilities else 0),
+    )
+    width = budget.shard_width(needs, options.max_memory_mb, least=min(region.width, BLOCK_SIZE))
+    is_unit = manifest.scaling == "unit" and predictor.input_type == np.float32
+    return Run(
+        options=options,
+        predictor=predictor,
+        scene=scene,
+        plan=plan,
+        ground=ground,
+        area=area,
+        shards=tuple(plan.column_shards(max_width=width, align=BLOCK_SIZE, within=region)),
+        form=InputForm(
+            batch_size=batch_size,
+            dtype=predictor.input_type,
+            divisor=manifest.input_maximum if is_unit else 1.0,
+        ),
+    )
+
+
+def _tile_shape(predictor: Predictor, shape: tuple[int, int], asked: int | None) -> tuple[int, int]:
+    """Height and width of tiles: fixed by the graph, or the manifest's, or what was asked for.
+
+    Where a graph leaves its sides free, a tile is no larger than the scene: then nothing has to be made up.
+    """
+    manifest, sides = predictor.manifest, []
+    for fixed, length in zip(predictor.sides, shape, strict=True):
+        if fixed is not None:
+            if asked not in (None, fixed):
+                raise ModelError(
+                    f"{predictor.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
+                )
+            sides.append(fixed)
+            continue
+        size, multiple = asked or manifest.tile_size, manifest.size_multiple
+        if asked and asked % multiple:
+            raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
+        sides.append(min(size, -(-length // multiple) * multiple))
+    return sides[0], sides[1]
+
+
+def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *, tags: dict[str, str]) -> int:
+    """Predict all shards into scratch rasters. Gives the number of skipped tiles."""
+    skipped = 0
+    with ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.scene.georeference, kind, tags=tags))
+            for name, kind in _kinds(run).items()
+        }
+
+        def write(band: Band) -> None:
+            for name, writer in writers.items():
+                writer.write(band.window, getattr(band, name), valid=band.wanted)
+
+        for shard in run.shards:
+            skipped += _predict_shard(run, shard, tally, monitor, write=write)
+    return skipped
+
+
+def _predict_shard(run: Run, shard: Window, tally: Tally, monitor: Monitor, *, write: Any) -> int:
+    """Predict one shard: reader, session, stitch and writer at the same time, in four threads."""
+    skipped, kinds = 0, _kinds(run)
+    feed = Feed(run.scene, run.plan, shard, form=run.form, area=run.area)
+    with (
+        Worker(write, depth=budget.QUEUE_DEPTH, name="write") as writer,
+        Worker(
+            Assembler(
+                run.plan,
+                shard,
+                legend=run.predictor.manifest.legend,
+                tally=tally,
+                emit=writer.put,
+                with_confidence="confidence" in kinds,
+                with_probabilities="probabilities" in kinds,
+            ),
+            depth=budget.QUEUE_DEPTH,
+            name="stitch",
+        ) as stitcher,
+        Prefetch(feed, depth=budget.QUEUE_DEPTH) as batches,
+    ):
+        for batch in batches:
+            monitor.check()
+            stitcher.put((batch, _probabilities(run.predictor, batch)))
+            skipped += batch.skipped
+            monitor.advance(run=batch.tiles, skipped=batch.skipped)
+    return skipped
+
+
+def _probabilities(predictor: Predictor, batch: Batch) -> npt.NDArray[np.float32]:
+    if not batch.tiles:
+        return np.empty((0, len(predictor.manifest.legend), 0, 0), np.float32)
+    return predictor.run(batch.inputs[: batch.tiles])
+
+
+def _kinds(run: Run) -> dict[str, RasterKind]:
+    """Scratch rasters by the name of the band's attribute that fills them."""
+    legend, options = run.predictor.manifest.legend, run.options
+    kinds = {"classes": class_raster(legend)}
+    if options.confidence is not None or options.vector is not None:
+        kinds["confidence"] = confidence_raster()
+    if options.probabilities is not None:
+        kinds["probabilities"] = probability_raster(legend)
+    return kinds
+
+
+def _finish(run: Run, job: JobFolder, output: Path, tally: Tally, monitor: Monitor) -> int | None:
+    """Make COGs, side files and polygons in the job folder, and say where they go. The mask goes last."""
+    options, polygons = run.options, None
+    if options.vector is not None:
+        from cegate_geo.infer.vectorize import vectorize
+
+        scratch = job.file("vector" + options.vector.suffix.lower())
+        polygons = vectorize(
+            job.file("classes.tif"),
+            scratch,
+            confidence=job.file("confidence.tif"),
+            legend=run.predictor.manifest.legend,
+            georeference=run.scene.georeference,
+            ground=run.ground,
+            min_area_m2=options.min_area_m2,
+            check=monitor.check,
+        )
+        job.publish(scratch, options.vector)
+    targets = {"probabilities": options.probabilities, "confidence": options.confidence, "classes": output}
+    for name, target in targets.items():
+        if target is None:
+            continue
+        source, cog, kind = job.file(f"{name}.tif"), job.file(f"{name}.cog.tif"), _kinds(run)[name]
+        monitor.wait(lambda source=source, cog=cog, kind=kind: make_cog(source, cog, kind))  # type: ignore[misc]
+        for suffix in SIDECARS:
+            job.remove(target.with_name(target.name + suffix))
+        if name == "classes":
+            _add_side_files(run, job, output, tally)
+        job.publish(cog, target)
+    return polygons
+
+
+def _add_side_files(run: Run, job: JobFolder, output: Path, tally: Tally) -> None:
+    legend = run.predictor.manifest.legend
+    style, table = job.file("mask.qml"), job.file("mask.aux.xml")
+    style.write_text(style_qml(legend), encoding="utf-8")
+    table.write_text(aux_xml(legend, {share.id: share.pixels for share in tally.shares()}), encoding="utf-8")
+    job.publish(style, output.with_suffix(".qml"))
+    job.publish(table, output.with_name(output.name + ".aux.xml"))
+
+
+def _tags(run: Run, sha256: str) -> dict[str, str]:
+    options, manifest = run.options, run.predictor.manifest
+    parameters = {
+        "tile": list(run.plan.tile_shape),
+        "halo": manifest.halo if options.halo is None else options.halo,
+        "stitch": options.stitch,
+        "bands": list(run.scene.bands),
+        "nodata": list(options.nodata),
+        "aoi": None if options.aoi is None else Path(options.aoi).name,
+    }
+    return {
+        "CEGATE_VERSION": __version__,
+        "CEGATE_MODEL": manifest.name,
+        "CEGATE_MODEL_SHA256": sha256,
+        "CEGATE_SCENE": Path(run.scene.path).name,
+        "CEGATE_PARAMETERS": json.dumps(parameters, sort_keys=True),
+        "CEGATE_LEGEND": json.dumps([{"id": c.id, "name": c.name, "color": c.hex} for c in manifest.legend]),
+        "CEGATE_ATTRIBUTION": manifest.attribution,
+    }
+
+
+def _describe_grid(run: Run) -> dict[str, Any]:
+    reference = run.scene.georeference
+    crs = None
+    if reference.crs:
+        authority = reference.crs.to_authority()
+        crs = ":".join(authority) if authority else reference.crs.to_wkt()
+    return {
+        "crs": crs,
+        "transform": list(reference.transform)[:6],
+        "width": reference.shape[1],
+        "height": reference.shape[0],
+        "gsd_m": run.ground.size().gsd_m if run.ground else None,
+    }

@@ -1,0 +1,225 @@
+"""A model file and its session: contract in, probabilities out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cegate_geo.domain.manifest import METADATA_KEY, Manifest
+from cegate_geo.errors import ModelError, RuntimeMissingError
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""Names on the command line → names in onnxruntime."""
+INPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeMissingError(
+            f"onnxruntime can't be imported: {error}.",
+            hint='Install it: pip install "cegate-geo[cpu]", or "cegate-geo[gpu]" for CUDA.',
+        ) from error
+    return onnxruntime
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """How a session is to run."""
+
+    provider: str = "auto"
+    """'auto', or a key of PROVIDERS."""
+    require_gpu: bool = False
+    threads: int = 0
+    """Threads within the session; 0 for all usable cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predictor:
+    """A loaded model.
+
+    Not thread-safe by promise, though onnxruntime's sessions are.
+    """
+
+    path: Path
+    manifest: Manifest
+    provider: str
+    """What really runs, by our name."""
+    sides: tuple[int | None, int | None]
+    """Fixed (height, width) of the input; None where it is free."""
+    batch: int | None
+    """Fixed batch size; None where it is free."""
+    input_type: np.dtype[np.generic]
+    session: Any = field(repr=False)
+
+    def run(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W).
+
+        Raises:
+            ModelError: If the model fails, gives another shape than its contract says, or something that is no number.
+        """
+        count = len(inputs)
+        if self.batch is not None and count < self.batch:
+            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self.batch - count, axis=0)])
+        try:
+            (raw,) = self.session.run([self.session.get_outputs()[0].name], {self.session.get_inputs()[0].name: inputs})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(
+                f"{self.path.name} failed on an input of shape {inputs.shape}: {_first_line(error)}.",
+                hint="Try a smaller --batch-size, or export the model again.",
+            ) from error
+        expected = (len(inputs), len(self.manifest.legend), *inputs.shape[2:])
+        if raw.shape != expected:
+            raise ModelError(
+                f"{self.path.name} gave an output of shape {raw.shape}, its manifest promises {expected}.",
+                hint="Export the model again.",
+            )
+        probabilities: npt.NDArray[np.float32] = raw[:count].astype(np.float32, copy=False)
+        if self.manifest.output == "logits":
+            probabilities = softmax(probabilities)
+        if not np.isfinite(probabilities.sum(dtype=np.float64)):
+            raise ModelError(
+                f"{self.path.name} gave values that are no numbers (NaN or infinite).",
+                hint="Check that the scene's values are what the model was trained on, and that the export's parity "
+                "report is good.",
+            )
+        return probabilities
+
+
+def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Probabilities over axis 1 of (N, K, H, W)."""
+    power = np.exp(logits - logits.max(axis=1, keepdims=True))
+    result: npt.NDArray[np.float32] = power / power.sum(axis=1, keepdims=True)
+    return result
+
+
+def load_predictor(path: Path, options: SessionOptions | None = None) -> Predictor:
+    """Load a model file with its manifest.
+
+    Raises:
+        ModelError: If it is no model, has no manifest, or one that does not fit its graph.
+        RuntimeMissingError: If onnxruntime, or the provider that was asked for, is missing.
+    """
+    options = options or SessionOptions()
+    ort = _onnxruntime()
+    names = _provider_names(options, ort.get_available_providers())
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
+    settings.intra_op_num_threads = options.threads or usable_cores()
+    session = _guarded(path, lambda: ort.InferenceSession(str(path), sess_options=settings, providers=names))
+    running = session.get_providers()[0]
+    asked_gpu = options.require_gpu or options.provider not in ("auto", "cpu")
+    if asked_gpu and running != names[0]:
+        raise ModelError(
+            f"{names[0]} was asked for, but onnxruntime fell back to {running}.",
+            hint="Check the driver and the CUDA version with cegate-geo doctor, or use --provider cpu.",
+        )
+    manifest = read_manifest(path, session.get_modelmeta().custom_metadata_map)
+    return _checked(path, manifest, session, running)
+
+
+def _guarded(path: Path, load: Callable[[], Any]) -> Any:
+    if not path.is_file():
+        raise ModelError(f"There is no model file {path}.", hint="Check the path given with --model.")
+    try:
+        return load()
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        raise ModelError(
+            f"onnxruntime can't load {path.name}: {_first_line(error)}.",
+            hint="Check that it is a complete ONNX file, and that this onnxruntime is new enough for its opset.",
+        ) from error
+
+
+def _provider_names(options: SessionOptions, available: list[str]) -> list[str]:
+    cpu = PROVIDERS["cpu"]
+    gpu = [name for key, name in PROVIDERS.items() if key != "cpu" and name in available]
+    if options.provider == "auto":
+        if options.require_gpu and not gpu:
+            raise RuntimeMissingError(
+                f"--require-gpu is set, but this onnxruntime has {', '.join(available)} only.",
+                hint='Install the GPU runtime: pip uninstall onnxruntime; pip install "cegate-geo[gpu]".',
+            )
+        return [*gpu, cpu]
+    name = PROVIDERS[options.provider]
+    if name not in available:
+        raise RuntimeMissingError(
+            f"This onnxruntime has no {name}, only {', '.join(available)}.",
+            hint='Install the GPU runtime: pip uninstall onnxruntime; pip install "cegate-geo[gpu]".',
+        )
+    if name == cpu and options.require_gpu:
+        raise ModelError("--require-gpu and --provider cpu contradict each other.", hint="Leave out one of them.")
+    return [name] if name == cpu else [name, cpu]
+
+
+def read_manifest(path: Path, metadata: dict[str, str]) -> Manifest:
+    """The manifest among a model's metadata.
+
+    Raises:
+        ModelError: If there is none, or it can't be read.
+    """
+    if METADATA_KEY not in metadata:
+        raise ModelError(
+            f"{path.name} carries no {METADATA_KEY} manifest: its classes, bands and scaling are unknown.",
+            hint="Export it with cegate-geo export; models of other tools can't be run yet.",
+        )
+    return Manifest.from_json(metadata[METADATA_KEY])
+
+
+def _checked(path: Path, manifest: Manifest, session: Any, running: str) -> Predictor:
+    """Compare the graph with its manifest."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    problems = []
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        problems.append(f"its inputs are {[(i.name, i.shape) for i in inputs]}, not one of (N, C, H, W)")
+    elif inputs[0].type not in INPUT_TYPES:
+        problems.append(f"its input is {inputs[0].type}")
+    elif isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != len(manifest.bands):
+        problems.append(f"its input has {inputs[0].shape[1]} channels, the manifest {len(manifest.bands)} bands")
+    if len(outputs[0].shape) != 4:
+        problems.append(f"its output is {outputs[0].shape}, not (N, K, H, W)")
+    elif isinstance(outputs[0].shape[1], int) and outputs[0].shape[1] != len(manifest.legend):
+        problems.append(f"its output has {outputs[0].shape[1]} channels, the manifest {len(manifest.legend)} classes")
+    if manifest.output == "class-map":
+        problems.append("it gives a class map, which can't be blended")
+    if problems:
+        raise ModelError(
+            f"{path.name} can't be used: {'; '.join(problems)}.",
+            hint="Export it again with cegate-geo export --profile portable.",
+        )
+    batch, _, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
+    names = {name: key for key, name in PROVIDERS.items()}
+    return Predictor(
+        path=path,
+        manifest=manifest,
+        provider=names.get(running, running),
+        sides=(height, width),
+        batch=batch,
+        input_type=np.dtype(INPUT_TYPES[inputs[0].type]),
+        session=session,
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else repr(error)).rstrip(".")

@@ -1,0 +1,223 @@
+"""Data enters here: opens a scene and reads strips of it, each pixel once, with what is valid.
+
+Full strips are read, not tiles: that is several times faster than boundless reads tile by tile, and a compressed block
+is decoded once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.windows import Window as RasterioWindow
+
+from cegate_geo.domain.manifest import Manifest
+from cegate_geo.domain.windows import Window
+from cegate_geo.errors import RasterError
+from cegate_geo.infer.bands import alpha_bands, check_values, palette_of, select_bands
+from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
+from cegate_geo.infer.validity import HOLE_MARGIN, LOSSY, LOSSY_TOLERANCE, BoolArray, equals_nodata, holes
+
+MAX_BLOCK_ROWS = 1024
+"""Strips are aligned to source blocks up to this height; higher ones are left to GDAL's cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strip:
+    """Part of a scene, in memory."""
+
+    window: Window
+    values: npt.NDArray[np.generic]
+    """(C, H, W) in the scene's own type. What is not valid may be anything."""
+    valid: BoolArray
+    """(H, W), True = data."""
+
+
+@contextmanager
+def raster_errors(path: str) -> Iterator[None]:
+    """Turn rasterio's and GDAL's errors into ours."""
+    try:
+        yield
+    except (RasterioError, RasterioIOError, MemoryError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0] if str(error.__cause__ or error) else repr(error)
+        raise RasterError(
+            f"{path} can't be read: {reason.rstrip('.')}.",
+            hint="Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again.",
+        ) from error
+
+
+class Scene:
+    """An open scene whose bands, values and nodata are settled.
+
+    Not thread-safe: one thread reads at a time.
+
+    Args:
+        path: Anything that GDAL opens.
+        manifest: Contract of the model that will see it.
+        bands: The user's choice of bands; empty to go by the manifest's names.
+        nodata: Values for holes that carry no flag, one for all bands or one for each.
+
+    Raises:
+        RasterError: If it can't be opened.
+        InputError: If bands or values do not fit the model.
+    """
+
+    def __init__(
+        self, path: str, manifest: Manifest, *, bands: Sequence[str] = (), nodata: Sequence[float] | None = None
+    ) -> None:
+        self.path = path
+        with raster_errors(path), quiet_about_georeference():
+            self._dataset = rasterio.open(path)
+        try:
+            self._settle(manifest, bands, nodata)
+        except BaseException:
+            self._dataset.close()
+            raise
+
+    def _settle(self, manifest: Manifest, bands: Sequence[str], nodata: Sequence[float] | None) -> None:
+        dataset = self._dataset
+        if dataset.count == 0:
+            raise RasterError(
+                f"{self.path} has no bands of its own, only {len(dataset.subdatasets)} subdatasets.",
+                hint="Name one of them: " + ", ".join(dataset.subdatasets[:3]),
+            )
+        self.georeference = Georeference.read(dataset)
+        self._palette = None if bands else palette_of(dataset, manifest.bands)
+        self.bands = (1,) if self._palette is not None else select_bands(dataset, manifest.bands, given=bands)
+        check_values(dataset, self.bands, manifest)
+        flags = dataset.mask_flag_enums[self.bands[0] - 1]
+        self._flagged = tuple(dataset.nodatavals[b - 1] for b in self.bands) if MaskFlags.nodata in flags else ()
+        alpha = alpha_bands(dataset)
+        self._alpha = alpha[0] if alpha and MaskFlags.all_valid not in flags and alpha[0] not in self.bands else 0
+        self._mask_band = self.bands[0] if MaskFlags.per_dataset in flags and not self._alpha else 0
+        if not flags:
+            self._mask_band = self.bands[0]  # a mask of the band's own
+        self._given = tuple(nodata or ())
+        if len(self._given) > 1 and len(self._given) != len(manifest.bands):
+            raise RasterError(
+                f"--nodata has {len(self._given)} values, the model has {len(manifest.bands)} bands.",
+                hint="Give one for all, or one for each.",
+            )
+        compression = (dataset.compression.value if dataset.compression else "").lower()
+        self._lossy = any(name in compression for name in LOSSY) or dataset.driver in ("JPEG", "WEBP")
+        self.margin = HOLE_MARGIN if self._given and self._lossy else 0
+        """Pixels around a window that have a say in what is valid in it."""
+        self.channels = len(manifest.bands)
+        self.dtype = np.dtype("uint8" if self._palette is not None else dataset.dtypes[self.bands[0] - 1])
+        self.block_rows = int(dataset.block_shapes[0][0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.georeference.shape
+
+    def close(self) -> None:
+        """Close the file."""
+        self._dataset.close()
+
+    def read(self, window: Window) -> Strip:
+        """Read a window that lies within the scene.
+
+        Raises:
+            RasterError: If the file is damaged there.
+        """
+        around = window.expanded(self.margin).intersection(Window.of_shape(self.shape)) if self.margin else window
+        if around is None:
+            raise RasterError(f"{window} lies outside of {self.path}.")
+        area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
+        indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
+        with raster_errors(self.path):
+            values = self._dataset.read(indexes, window=area)
+            mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
+        valid = self._valid(values, mask)
+        values = values[: len(self.bands)]
+        if self._palette is not None:
+            valid &= self._palette[3][values[0]] > 0
+            values = self._palette[:3][:, values[0]]
+        if self._given:
+            valid &= ~self._holes(values)
+        rows, cols = window.slices(around)
+        return Strip(window=window, values=values[:, rows, cols], valid=valid[rows, cols])
+
+    def _valid(self, values: npt.NDArray[np.generic], mask: BoolArray | None) -> BoolArray:
+        """By mask band, alpha, flagged value and NaN."""
+        data = values[: len(self.bands)]
+        valid = np.ones(values.shape[1:], np.bool_) if mask is None else mask
+        if self._alpha:
+            valid &= values[-1] > 0
+        floating = np.issubdtype(data.dtype, np.floating)
+        if floating:
+            for channel in data:
+                valid &= np.isfinite(channel)
+        if self._flagged:
+            if floating or np.issubdtype(data.dtype, np.signedinteger):
+                # Such a value can't be data, so one band without data spoils the pixel.
+                for channel, nodata in zip(data, self._flagged, strict=True):
+                    if nodata is not None:
+                        valid &= ~equals_nodata(channel[None], nodata)
+            elif None not in self._flagged:
+                valid &= ~equals_nodata(data, self._flagged)
+        return valid
+
+    def _holes(self, values: npt.NDArray[np.generic]) -> BoolArray:
+        if not self._lossy:
+            return equals_nodata(values, self._given)
+        return holes(equals_nodata(values, self._given, tolerance=LOSSY_TOLERANCE))
+
+
+class StripReader:
+    """Reads strips of the same columns from the top down; rows that strips share are read once.
+
+    Args:
+        scene: The scene.
+        columns: First and past-the-end column.
+    """
+
+    def __init__(self, scene: Scene, columns: tuple[int, int]) -> None:
+        self._scene, self._columns = scene, columns
+        self._held: Strip | None = None
+
+    def read(self, start: int, stop: int) -> Strip:
+        """Rows `start` up to `stop`; `start` may not lie above that of the last call."""
+        held = self._held
+        if held is not None and held.window.row_end <= start:
+            held = None
+        if held is None or held.window.row_end < stop:
+            begin = start if held is None else held.window.row_end
+            block = self._scene.block_rows if self._scene.block_rows <= MAX_BLOCK_ROWS else 1
+            end = min(self._scene.shape[0], -(-stop // block) * block)
+            fresh = self._scene.read(self._rows(begin, end))
+            held = fresh if held is None else _below(_cut(held, start, held.window.row_end), fresh)
+        self._held = _cut(held, start, held.window.row_end)
+        return _cut(held, start, stop)
+
+    def _rows(self, start: int, stop: int) -> Window:
+        left, right = self._columns
+        return Window(col_off=left, row_off=start, width=right - left, height=stop - start)
+
+
+def _cut(strip: Strip, start: int, stop: int) -> Strip:
+    window = Window(col_off=strip.window.col_off, row_off=start, width=strip.window.width, height=stop - start)
+    rows, _ = window.slices(strip.window)
+    return Strip(window=window, values=strip.values[:, rows], valid=strip.valid[rows])
+
+
+def _below(upper: Strip, lower: Strip) -> Strip:
+    """Both strips as one."""
+    window = Window(
+        col_off=upper.window.col_off,
+        row_off=upper.window.row_off,
+        width=upper.window.width,
+        height=upper.window.height + lower.window.height,
+    )
+    return Strip(
+        window=window,
+        values=np.concatenate([upper.values, lower.values], axis=1),
+        valid=np.concatenate([upper.valid, lower.valid]),
+    )
