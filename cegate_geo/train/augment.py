@@ -54,7 +54,7 @@ def resample(image: Image, labels: npt.NDArray[np.uint8], *, side: int) -> tuple
     whole = torch.from_numpy(np.ascontiguousarray(image))[None]
     resized = F.interpolate(whole, size=(side, side), mode="bilinear", align_corners=False, antialias=side < old)
     index = ((np.arange(side) + 0.5) * (old / side)).astype(np.intp)
-    return resized[0].numpy(), labels[index[:, None], index[None, :]]
+    return resized[0].numpy(), labels[index][:, index]
 
 
 def photometric(image: Image, *, strength: float, rng: np.random.Generator) -> FloatImage:

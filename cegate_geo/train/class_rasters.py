@@ -22,6 +22,8 @@ from cegate_geo.train.labels import ANYTHING, ClassMap, Labels
 GRID_TOLERANCE = 0.01
 """How far the corners of two grids may lie apart to count as the same, in pixels."""
 UNKNOWN = -1
+MAX_TABLE = 2**24
+"""Values are looked up in a table up to this range, and sorted beyond it: all colours fit."""
 
 
 class ClassRaster:
@@ -48,7 +50,8 @@ class ClassRaster:
         require_same_grid(Georeference.read(dataset).grid, grid, str(path))
         if dataset.dtypes[0] not in ("uint8", "int8", "uint16", "int16", "uint32", "int32"):
             raise LabelError(f"{path} holds {dataset.dtypes[0]}.", hint="Store class ids as whole numbers.")
-        self._palette: npt.NDArray[np.int64] | None = None
+        self._palette: dict[int, int] | None = None
+        self._colors: dict[int, int] = {}
         self._bands: tuple[int, ...] | None = None
         self._ignored: list[int] = []
         if colors:
@@ -75,14 +78,11 @@ class ClassRaster:
             )
 
     def _by_color(self, dataset: Any, colors: list[str]) -> None:
-        self._table = {_packed(parse_color(k)): self._classes.target(self._classes.remap[k], k) for k in colors}
+        self._colors = {_packed(parse_color(k)): self._classes.target(self._classes.remap[k], k) for k in colors}
         if dataset.count == 1:
             if dataset.colorinterp[0].name != "palette":
                 raise LabelError(f"{self.path} has no colours.", hint="Use ids as keys of remap.")
-            palette = np.zeros(256, np.int64)
-            for index, color in dataset.colormap(1).items():
-                palette[index] = _packed(color[:3])
-            self._palette = palette
+            self._palette = {index: _packed(color) for index, color in dataset.colormap(1).items()}
         elif dataset.count >= 3:
             self._bands = (1, 2, 3)
         else:
@@ -98,37 +98,31 @@ class ClassRaster:
         with raster_errors(str(self.path)):
             values = self._open().read(self._bands or 1, window=area)
         if self._bands:
-            values = (values[0].astype(np.int64) << 16) | (values[1].astype(np.int64) << 8) | values[2]
-        elif self._palette is not None:
-            values = self._palette[values]
-        return self._to_channels(values)
-
-    def _to_channels(self, values: npt.NDArray[Any]) -> Labels:
-        if values.dtype == np.uint8:
-            present, inverse = np.flatnonzero(np.bincount(values.reshape(-1), minlength=256)), values
-        else:
-            present, inverse = np.unique(values, return_inverse=True)
-        channels = [self._channel(int(v)) for v in present]
-        strange = [v for v, c in zip(present.tolist(), channels, strict=True) if c == UNKNOWN]
+            values = values.astype(np.int32)
+            values = (values[0] << 16) | (values[1] << 8) | values[2]
+        present, places, index = _distinct(values)
+        channels = [self._channel(v) for v in present]
+        strange = [v for v, c in zip(present, channels, strict=True) if c == UNKNOWN]
         if strange:
-            colored = self._bands is not None or self._palette is not None
-            raise self._classes.unknown([f"#{v:06x}" if colored else str(v) for v in strange], str(self.path))
-        if values.dtype != np.uint8:
-            return np.array(channels, np.uint8)[inverse].reshape(values.shape)
-        table = np.full(256, IGNORE_INDEX, np.uint8)
-        table[present] = channels
-        return table[values]
+            raise self._classes.unknown([self._shown(v) for v in strange], str(self.path))
+        table = np.zeros(int(places[-1]) + 1, np.uint8)
+        table[places] = channels
+        return table[index]
 
     def _channel(self, value: int) -> int:
-        if self._bands is not None or self._palette is not None:
-            if value in self._table:
-                return self._table[value]
+        if self._colors:
+            color = value if self._palette is None else self._palette.get(value, -1)
             rest = self._classes.remap.get(ANYTHING)
-            return UNKNOWN if rest is None else self._classes.target(rest, "remap")
+            otherwise = UNKNOWN if rest is None else self._classes.target(rest, f"remap of {ANYTHING!r}")
+            return self._colors.get(color, otherwise)
         if value in self._ignored:
             return IGNORE_INDEX
         channel = self._classes.channel(str(value))
         return UNKNOWN if channel is None else channel
+
+    def _shown(self, value: int) -> str:
+        color = value if self._palette is None else self._palette.get(value, -1)
+        return f"#{color:06x}" if self._colors and color >= 0 else str(value)
 
     def _open(self) -> Any:
         if self._dataset is None:
@@ -141,6 +135,24 @@ class ClassRaster:
         if self._dataset is not None:
             self._dataset.close()
         self._dataset = None
+
+
+def _distinct(values: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[np.intp], npt.NDArray[Any]]:
+    """Distinct values, their places in a lookup table, and the place of each pixel of `values`."""
+    if values.dtype == np.uint8:
+        places = np.flatnonzero(np.bincount(values.reshape(-1)))
+        return places.tolist(), places, values
+    values = values.astype(np.int64)
+    low = int(values.min())
+    span = int(values.max()) - low + 1
+    if span > MAX_TABLE:
+        found, index = np.unique(values, return_inverse=True)
+        return found.tolist(), np.arange(len(found)), index.reshape(values.shape)
+    index = values - low
+    seen = np.zeros(span, np.bool_)
+    seen[index] = True
+    places = np.flatnonzero(seen)
+    return (places + low).tolist(), places, index
 
 
 def require_same_grid(labels: RasterGrid, raster: RasterGrid, name: str) -> None:

@@ -24,6 +24,8 @@ from cegate_geo.infer.georeference import quiet_about_georeference
 from cegate_geo.train.labels import ClassMap, Labels, value_text
 
 VECTOR_SUFFIXES = frozenset({".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".geojsonl", ".parquet"})
+EDGE_PARTS = 64
+"""Long edges are split before they are projected: in so many parts over the extent of all polygons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +53,11 @@ class Polygons:
                 hint="Give both a CRS, or neither; a class raster of the same size needs none.",
             )
         series = geopandas.GeoSeries(self.geometries, crs=self.crs)
-        if grid.crs_wkt is not None:
-            series = series.to_crs(CRS.from_wkt(grid.crs_wkt))
+        if grid.crs_wkt is not None and len(series):
+            target = CRS.from_wkt(grid.crs_wkt)
+            if target != series.crs:
+                left, bottom, right, top = series.total_bounds
+                series = series.segmentize(max(right - left, top - bottom) / EDGE_PARTS).to_crs(target)
         inverse = ~grid.transform
         a, b, c, d, e, f = tuple(inverse)[:6]
         pixels = shapely.transform(

@@ -2,51 +2,29 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pyproj import CRS, Geod, Transformer
 
-from cegate_geo.domain.grid import RasterGrid
 from cegate_geo.domain.legend import IGNORE_INDEX, Legend
 from cegate_geo.domain.manifest import Manifest
-from cegate_geo.domain.windows import Window, iter_blocks
+from cegate_geo.domain.windows import Window
 from cegate_geo.errors import LabelError
+from cegate_geo.infer.gsd import GroundMeasure
 from cegate_geo.infer.reader import Scene
-from cegate_geo.train.class_rasters import ClassRaster
 from cegate_geo.train.config import SourceConfig
-from cegate_geo.train.labels import ClassMap, LabelReader, Labels
-from cegate_geo.train.polygons import PixelPolygons, PolygonLabels, Polygons, is_vector, read_polygons
+from cegate_geo.train.labels import Labels
+from cegate_geo.train.regions import LabelFiles, RegionLabels, strips
 from cegate_geo.train.unlabelled import expand
 
 BAND_NAMES = ("red", "green", "blue")
 HELD_MARGIN = 512
 """Pixels around the labelled part that are held with it: what chips at its edge look at."""
-STRIP_ROWS = 512
 BYTES_PER_PIXEL = 5
 """Three bands, validity, labels."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Region:
-    """The part of a scene that is labelled, whatever the label file says about the rest."""
-
-    window: Window
-    aoi: PixelPolygons | None = None
-
-    def outside(self, window: Window) -> npt.NDArray[np.bool_]:
-        """(H, W) of a window, True where labels do not count."""
-        result = np.ones(window.shape, np.bool_)
-        inside = window.intersection(self.window)
-        if inside is not None:
-            rows, cols = inside.slices(window)
-            result[rows, cols] = False if self.aoi is None else self.aoi.burn(inside, fill=0) == 0
-        return result
 
 
 class PixelReader:
@@ -58,7 +36,10 @@ class PixelReader:
             name="labels", legend=legend, bands=BAND_NAMES, gsd_m=1, gsd_range_m=(1, 1), tile_size=1, halo=0
         )
         self._scene: Scene | None = None
-        self.grid = self._open().georeference.grid
+        georeference = self._open().georeference
+        self.grid = georeference.grid
+        self.gsd_m = GroundMeasure(georeference).size().gsd_m if georeference.crs else None
+        """Metres per pixel at the centre, geodesic, geometric mean of both axes; None without CRS."""
 
     def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         """(3, H, W) uint8 and (H, W) valid of a window within the raster."""
@@ -87,18 +68,15 @@ class LabelledScene:
         name: For messages and reports.
         pixels: The raster.
         labels: Its labels, on its grid.
-        region: Where labels count.
         classes: Number of classes K.
         budget: Bytes that it may hold in memory; if the labelled part does not fit, it is read from the file.
     """
 
     band_names = BAND_NAMES
 
-    def __init__(
-        self, name: str, pixels: PixelReader, labels: LabelReader, region: Region, *, classes: int, budget: int
-    ) -> None:
+    def __init__(self, name: str, pixels: PixelReader, labels: RegionLabels, *, classes: int, budget: int) -> None:
         self.name, self.grid, self.weight = name, pixels.grid, 1.0
-        self._pixels, self._labels, self._region, self._classes = pixels, labels, region, classes
+        self._pixels, self._labels, self._classes = pixels, labels, classes
         self._lock = threading.RLock()
         self.extent, self.class_counts = self._survey()
         around = self.extent.expanded(HELD_MARGIN).intersection(self.grid.window)
@@ -116,7 +94,7 @@ class LabelledScene:
     @property
     def gsd_m(self) -> float | None:
         """Metres per pixel at the centre, geodesic, geometric mean of both axes; None without CRS."""
-        return ground_sampling_distance(self.grid)
+        return self._pixels.gsd_m
 
     def image(self, window: Window) -> npt.NDArray[np.uint8]:
         """(3, H, W) uint8: red, green, blue."""
@@ -155,24 +133,14 @@ class LabelledScene:
 
     def _read_file(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
         image, valid = self._pixels.read(window)
-        labels = self._read_labels(window)
+        labels = self._labels.read(window)
         labels[~valid] = IGNORE_INDEX
         return image, valid, labels
-
-    def _read_labels(self, window: Window) -> Labels:
-        """Labels by file and region alone, whatever is valid."""
-        labels = np.full(window.shape, IGNORE_INDEX, np.uint8)
-        inside = window.intersection(self._region.window)
-        if inside is not None:
-            rows, cols = inside.slices(window)
-            labels[rows, cols] = self._labels.read(inside)
-        labels[self._region.outside(window)] = IGNORE_INDEX
-        return labels
 
     def _load(self, held: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
         image = np.empty((3, *held.shape), np.uint8)
         valid, labels = np.empty(held.shape, np.bool_), np.empty(held.shape, np.uint8)
-        for strip in _strips(held):
+        for strip in strips(held):
             rows, _ = strip.slices(held)
             image[:, rows], valid[rows], labels[rows] = self._read_file(strip)
         self._pixels.close()
@@ -183,8 +151,8 @@ class LabelledScene:
         """The smallest window that holds all labels, and pixels per class. Reads the whole label file once."""
         counts = np.zeros(IGNORE_INDEX + 1, np.int64)
         tops, bottoms, lefts, rights = [], [], [], []
-        for strip in _strips(self._region.window):
-            labels = self._read_labels(strip)
+        for strip in strips(self._labels.window):
+            labels = self._labels.read(strip)
             counts += np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)
             labelled = labels != IGNORE_INDEX
             rows, cols = np.flatnonzero(labelled.any(1)), np.flatnonzero(labelled.any(0))
@@ -216,27 +184,18 @@ def open_scenes(config: SourceConfig, legend: Legend, *, cache_mb: int = 1024) -
         InputError: If a file is missing, or a raster is not 8 bit.
     """
     images = expand(config.images)
-    files = [Path(config.labels)] if "|" in config.labels else expand(config.labels)
-    shared = len(files) == 1 and is_vector(files[0])
-    if len(files) != len(images) and not shared:
-        raise LabelError(
-            f"{config.images!r} gives {len(images)} rasters, {config.labels!r} gives {len(files)} label files.",
-            hint="Give one label file for each raster, or one vector file for all.",
-        )
-    reader = _LabelFiles(config, legend)
-    aoi = read_polygons(Path(config.aoi)) if config.aoi else None
+    files = LabelFiles(config, legend, count=len(images))
     scenes: list[LabelledScene] = []
     empty: list[str] = []
     budget = cache_mb * 2**20
     for n, path in enumerate(images):
         pixels = PixelReader(path, config, legend)
-        region = _region(config, pixels.grid, aoi)
-        if region is None:
+        labels = files.on(pixels.grid, n, path)
+        if labels is None:
             empty.append(path.name)
             pixels.close()
             continue
-        labels = reader.read(files[0] if shared else files[n], pixels.grid, path)
-        scenes.append(LabelledScene(path.name, pixels, labels, region, classes=len(legend), budget=budget))
+        scenes.append(LabelledScene(path.name, pixels, labels, classes=len(legend), budget=budget))
         budget -= scenes[-1].held_bytes
     if not scenes:
         raise LabelError(
@@ -244,47 +203,9 @@ def open_scenes(config: SourceConfig, legend: Legend, *, cache_mb: int = 1024) -
             f"{', '.join(empty[:5])}.",
             hint="Check them; rows and cols count from 0.",
         )
+    files.require_polygons()
     _share_weight(scenes, config.weight)
     return scenes
-
-
-class _LabelFiles:
-    """Opens label files; a vector file is read once for all rasters."""
-
-    def __init__(self, config: SourceConfig, legend: Legend) -> None:
-        self._config, self._classes = config, ClassMap(legend, config.remap)
-        self._background = self._classes.target(config.background or legend.names[0], "background")
-        self._channel = self._classes.target(config.label_class or legend.names[-1], "label_class")
-        self._vectors: dict[Path, Polygons] = {}
-
-    def read(self, path: Path, grid: RasterGrid, raster: Path) -> LabelReader:
-        if not is_vector(path):
-            return ClassRaster(path, grid, self._classes)
-        if path not in self._vectors:
-            field = self._config.label_field
-            self._vectors[path] = read_polygons(path, self._classes, field=field, channel=self._channel)
-        labels = PolygonLabels.on(self._vectors[path], grid, background=self._background)
-        if labels.polygons.extent is None and not self._config.aoi:
-            raise LabelError(
-                f"No polygon of {path} lies in {raster}.",
-                hint="Leave the raster out, or say with aoi what is labelled, if there is nothing but background.",
-            )
-        return labels
-
-
-def _region(config: SourceConfig, grid: RasterGrid, aoi: Polygons | None) -> Region | None:
-    rows, cols = config.rows or (0, grid.height), config.cols or (0, grid.width)
-    for what, (start, stop) in (("rows", rows), ("cols", cols)):
-        if not 0 <= start < stop:
-            raise LabelError(f"{what} = [{start}, {stop}] is no range.", hint="Write [first, last + 1], from 0.")
-    chosen = Window(col_off=cols[0], row_off=rows[0], width=cols[1] - cols[0], height=rows[1] - rows[0])
-    window = chosen.intersection(grid.window)
-    if aoi is None or window is None:
-        return None if window is None else Region(window=window)
-    polygons = aoi.on(grid)
-    covered = polygons.extent
-    window = window.intersection(covered) if covered is not None else None
-    return None if window is None else Region(window=window, aoi=polygons)
 
 
 def _share_weight(scenes: Sequence[LabelledScene], weight: float) -> None:
@@ -292,34 +213,3 @@ def _share_weight(scenes: Sequence[LabelledScene], weight: float) -> None:
     pixels = [int(s.class_counts.sum()) for s in scenes]
     for scene, count in zip(scenes, pixels, strict=True):
         scene.weight = weight * count / sum(pixels)
-
-
-def _strips(window: Window) -> list[Window]:
-    blocks = iter_blocks(window.shape, block_height=STRIP_ROWS, block_width=window.width)
-    return [
-        Window(col_off=window.col_off, row_off=window.row_off + b.row_off, width=b.width, height=b.height)
-        for b in blocks
-    ]
-
-
-def ground_sampling_distance(grid: RasterGrid) -> float | None:
-    """Geodesic metres per pixel at the grid's centre, geometric mean of both axes; None without CRS.
-
-    Raises:
-        LabelError: If the centre has no place on the globe.
-    """
-    if grid.crs_wkt is None:
-        return None
-    crs = CRS.from_wkt(grid.crs_wkt)
-    to_degrees = Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    geod = crs.get_geod() or Geod(ellps="WGS84")
-    col, row = grid.width / 2, grid.height / 2
-    lengths = []
-    for dx, dy in ((0.5, 0.0), (0.0, 0.5)):
-        ends = [grid.transform @ (col + s * dx, row + s * dy) for s in (-1, 1)]
-        lon, lat = to_degrees.transform([e[0] for e in ends], [e[1] for e in ends])
-        lengths.append(geod.inv(lon[0], lat[0], lon[1], lat[1])[2])
-    gsd = math.sqrt(lengths[0] * lengths[1])
-    if not math.isfinite(gsd) or gsd <= 0:
-        raise LabelError("The raster's centre has no place on the globe.", hint="Check its CRS and transform.")
-    return gsd

@@ -1,0 +1,103 @@
+"""`cegate-geo evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cegate_geo.cli.predict import NumberList, WordList
+
+if TYPE_CHECKING:
+    from cegate_geo.domain.confusion import Metrics
+
+
+class PixelRange(click.ParamType[Any]):
+    """'FIRST:END', pixels from 0 without END."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        """First, and last + 1."""
+        if isinstance(value, tuple):
+            return value
+        first, colon, end = str(value).partition(":")
+        if not colon or not first.isdecimal() or not end.isdecimal() or int(first) >= int(end):
+            self.fail(f"{value!r} is no range. Write it as 6656:7680.", param, ctx)
+        return int(first), int(end)
+
+
+@click.command("evaluate", short_help="Compare a mask or a model with labels.")
+@click.argument("mask", type=click.Path(path_type=Path), required=False)
+@click.option("--model", help="ONNX file or name of a shipped model: evaluate it on --images instead of a MASK.")
+@click.option("--images", metavar="GLOB", help="Rasters for --model.")
+@click.option("--labels", required=True, metavar="FILE|GLOB", help="Polygons in any CRS, or class rasters.")
+@click.option("--label-field", help="Field with the class name or id. Default: every polygon is --label-class.")
+@click.option("--label-class", help="Class of polygons without a field. Default: the last class.")
+@click.option("--background", help="Class where no polygon is, or 'ignore'. Default: the first class.")
+@click.option("--remap", multiple=True, metavar="VALUE=CLASS", help="What a value in the labels means, or 'ignore'.")
+@click.option("--class", "classes", multiple=True, metavar="NAME", help="Classes of a MASK that does not name them.")
+@click.option("--aoi", metavar="FILE[|LAYER]", help="Polygons of the area that is labelled.")
+@click.option("--rows", type=PixelRange(), metavar="FIRST:END", help="Only these rows.")
+@click.option("--cols", type=PixelRange(), metavar="FIRST:END", help="Only these columns.")
+@click.option("--bands", type=WordList(), default=(), metavar="1,2,3|NAMES", help="Bands of --images.")
+@click.option(
+    "--nodata", type=NumberList(), default=(), metavar="V[,V,V]", help="Value of unflagged holes of --images."
+)
+@click.option("--force", is_flag=True, help="Evaluate --model although the GSD is far from the model's.")
+@click.option("--json", "target", metavar="OUT", help="Write the figures as JSON to a file, or to stdout for '-'.")
+def command(mask: Path | None, *, model: str | None, images: str | None, target: str | None, **given: Any) -> None:
+    """Compare MASK, or what --model predicts on --images, with --labels.
+
+    Pixels without label or prediction do not count. A class raster has to lie on exactly the same grid.
+    """
+    from cegate_geo.domain.legend import Legend
+    from cegate_geo.train.evaluate import LabelKeywords, evaluate_mask, evaluate_model
+
+    if (mask is None) == (model is None) or (model is None) != (images is None):
+        raise click.UsageError("Give either a MASK, or --model and --images.")
+    pairs = [entry.partition("=") for entry in given["remap"]]
+    if not all(equals and name for _, equals, name in pairs):
+        raise click.UsageError(f"--remap {given['remap']} is not usable. Write VALUE=CLASS.")
+    names = ("label_field", "label_class", "background", "aoi", "rows", "cols")
+    options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment, misc]
+    options["remap"] = {value: name for value, _, name in pairs}
+    if model is not None and images is not None:
+        predicting: Any = {k: given[k] for k in ("bands", "nodata", "force")}
+        metrics = evaluate_model(model, images, given["labels"], predicting=predicting, **options)
+    elif mask is not None:
+        legend = Legend.from_names(given["classes"]) if given["classes"] else None
+        metrics = evaluate_mask(mask, given["labels"], legend=legend, **options)
+    _report(metrics, target)
+
+
+def _report(metrics: Metrics, target: str | None) -> None:
+    text = json.dumps(metrics, indent=2)
+    if target == "-":
+        click.echo(text)
+        return
+    if target is not None:
+        from cegate_geo.errors import InputError
+
+        try:
+            Path(target).write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{target} can't be written: {error.strerror}.", hint="Check the folder.") from error
+    click.echo(_table(metrics))
+
+
+def _table(metrics: Metrics) -> str:
+    """The figures for people."""
+    width = max(5, *(len(c["name"]) for c in metrics["per_class"]))
+    lines = [f"{'id':>5}  {'class':<{width}}  {'IoU':>6}  {'F1':>6}  {'prec.':>6}  {'recall':>6}  {'pixels':>12}"]
+    for c in metrics["per_class"]:
+        figures = "  ".join(_number(c[k]) for k in ("iou", "f1", "precision", "recall"))
+        lines.append(f"{c['id']:>5}  {c['name']:<{width}}  {figures}  {c['pixels']:>12,}")
+    lines.append(f"mean IoU {_number(metrics['miou']).strip()}, accuracy {_number(metrics['accuracy']).strip()}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return f"{'-':>6}" if value is None else f"{value:6.4f}"
