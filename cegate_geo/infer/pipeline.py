@@ -121,7 +121,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     ground = measure(scene.georeference)
     check_gsd(ground, manifest, force=options.force)
     if options.vector is not None:
-        from cegate_geo.infer.vectorize import check_vector  # noqa: PLC0415 - a second GDAL only where it is needed
+        from cegate_geo.infer.vectorize import check_vector
 
         check_vector(scene.georeference, ground, options.min_area_m2)
     plan = TilePlan.of_shape(

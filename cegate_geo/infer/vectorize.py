@@ -17,19 +17,18 @@ import numpy.typing as npt
 import rasterio
 import shapely
 from affine import Affine
-from rasterio.features import rasterize, shapes
+from rasterio.features import shapes
 from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import InputError
+from cegate_geo.errors import CegateError, InputError
+from cegate_geo.infer.components import Labels, label_areas
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 from cegate_geo.infer.gsd import GroundMeasure
 from cegate_geo.infer.polygon_file import PolygonFile
 
 STRIP_ROWS = 512
-IntArray = npt.NDArray[np.int64]
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)
@@ -42,13 +41,25 @@ class Shape:
     confidence: float
     """Sum over the pixels, 0..255 each."""
     pieces: list[Any] = field(default_factory=list)
+    joined: Shape | None = None
+    """The shape that took this one over."""
+
+    @property
+    def whole(self) -> Shape:
+        """The shape that this one is part of now."""
+        shape = self
+        while shape.joined is not None:
+            shape = shape.joined
+        return shape
 
     def absorb(self, other: Shape) -> None:
         """Take over all of another shape of the same class."""
+        other.joined = self
         self.pixels += other.pixels
         self.area_m2 += other.area_m2
         self.confidence += other.confidence
         self.pieces += other.pieces
+        other.pieces = []
 
     def polygon(self) -> Any:
         """The joined polygon."""
@@ -119,7 +130,7 @@ def polygons(
 ) -> Iterator[Shape]:
     """The shapes of a class raster, each as soon as it is complete."""
     open_shapes: dict[int, Shape] = {}
-    last_row: tuple[IntArray, npt.NDArray[np.generic]] | None = None
+    last_row: tuple[Labels, npt.NDArray[np.generic]] | None = None
     with quiet_about_georeference(), rasterio.open(mask) as classes, rasterio.open(confidence) as certainty:
         for start in range(0, classes.height, STRIP_ROWS):
             check()
@@ -129,37 +140,34 @@ def polygons(
             ids = classes.read(1, window=area)
             labels, found = _label(ids, nodata=classes.nodata, window=window)
             _measure(found, labels, certainty.read(1, window=area), window=window, ground=ground)
-            groups = dict(found)
             if last_row is not None:
-                _join(groups, open_shapes, above=last_row, below=(labels[0], ids[0]))
-            next_open = {int(n): groups[int(n)] for n in np.unique(labels[-1]) if n}
+                _join(found, open_shapes, above=last_row, below=(labels[0], ids[0]))
+            next_open = {int(n): found[int(n)] for n in np.unique(labels[-1]) if n}
             is_last = start + height == classes.height
-            still = set() if is_last else {id(s) for s in next_open.values()}
-            yield from _complete(found, groups, open_shapes, still)
+            yield from _complete([*open_shapes.values(), *found.values()], [] if is_last else [*next_open.values()])
             open_shapes, last_row = next_open, (labels[-1], ids[-1])
 
 
-def _label(
-    ids: npt.NDArray[np.generic], *, nodata: float, window: Window
-) -> tuple[npt.NDArray[np.int32], dict[int, Shape]]:
+def _label(ids: npt.NDArray[np.generic], *, nodata: float, window: Window) -> tuple[Labels, dict[int, Shape]]:
     """Number the connected areas of a strip from 1: labels (H, W), 0 = nodata, and a shape for each number."""
+    labels, count = label_areas(ids, nodata=nodata)
+    found: dict[int, Shape] = {}
     shift = Affine.translation(0, window.row_off)
-    pieces = list(shapes(ids, mask=ids != nodata, connectivity=4, transform=shift))
-    found = {}
-    for number, (geometry, value) in enumerate(pieces, start=1):
+    for geometry, value in shapes(ids, mask=labels > 0, connectivity=4, transform=shift):
         rings = geometry["coordinates"]
-        polygon = shapely.Polygon(rings[0], rings[1:])
-        found[number] = Shape(class_id=int(value), pixels=0, area_m2=0.0, confidence=0.0, pieces=[polygon])
-    if not pieces:
-        return np.zeros(ids.shape, np.int32), found
-    numbered = ((geometry, number) for number, (geometry, _) in enumerate(pieces, start=1))
-    labels: npt.NDArray[np.int32] = rasterize(numbered, out_shape=ids.shape, transform=shift, fill=0, dtype="int32")
+        # The pixel to the lower right of the first corner of the topmost edge lies inside.
+        col, row = min(rings[0], key=lambda xy: (xy[1], xy[0]))
+        number = int(labels[int(row) - window.row_off, int(col)])
+        piece = shapely.Polygon(rings[0], rings[1:])
+        found[number] = Shape(class_id=int(value), pixels=0, area_m2=0.0, confidence=0.0, pieces=[piece])
+    if len(found) != count:
+        raise CegateError(f"GDAL made {len(found)} polygons of {count} areas.", hint="Report this, with the mask.")
     return labels, found
 
 
 def _measure(
     found: dict[int, Shape],
-    labels: npt.NDArray[np.int32],
+    labels: Labels,
     confidence: npt.NDArray[np.uint8],
     *,
     window: Window,
@@ -183,33 +191,27 @@ def _measure(
 
 
 def _join(
-    groups: dict[int, Shape],
+    found: dict[int, Shape],
     open_shapes: dict[int, Shape],
     *,
-    above: tuple[IntArray, npt.NDArray[np.generic]],
-    below: tuple[npt.NDArray[np.int32], npt.NDArray[np.generic]],
+    above: tuple[Labels, npt.NDArray[np.generic]],
+    below: tuple[Labels, npt.NDArray[np.generic]],
 ) -> None:
-    """Join shapes of two strips that touch along their common edge; both dictionaries then name the joined ones."""
+    """Join shapes of two strips that touch along their common edge."""
     meets = (above[1] == below[1]) & (above[0] > 0) & (below[0] > 0)
     for upper, lower in np.unique(np.stack([above[0][meets], below[0][meets]]), axis=1).T.tolist():
-        kept, gone = open_shapes[upper], groups[lower]
+        kept, gone = open_shapes[upper].whole, found[lower].whole
         if kept is gone:
             continue
         if len(kept.pieces) < len(gone.pieces):
             kept, gone = gone, kept
         kept.absorb(gone)
-        for table in (open_shapes, groups):
-            for number, shape in table.items():
-                if shape is gone:
-                    table[number] = kept
 
 
-def _complete(
-    found: dict[int, Shape], groups: dict[int, Shape], open_shapes: dict[int, Shape], still: set[int]
-) -> Iterator[Shape]:
+def _complete(shapes_: list[Shape], still_open: list[Shape]) -> Iterator[Shape]:
     """The shapes that nothing can be added to any more, each once, in a fixed order."""
-    seen: set[int] = set()
-    for shape in [*open_shapes.values(), *(groups[number] for number in found)]:
-        if id(shape) not in still and id(shape) not in seen:
-            seen.add(id(shape))
-            yield shape
+    seen = {id(shape.whole) for shape in still_open}
+    for shape in shapes_:
+        if id(shape.whole) not in seen:
+            seen.add(id(shape.whole))
+            yield shape.whole
