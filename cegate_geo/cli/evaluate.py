@@ -62,7 +62,7 @@ def command(mask: Path | None, *, model: str | None, images: str | None, target:
     if not all(equals and name for _, equals, name in pairs):
         raise click.UsageError(f"--remap {given['remap']} is not usable. Write VALUE=CLASS.")
     names = ("label_field", "label_class", "background", "aoi", "rows", "cols")
-    options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment, misc]
+    options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment]
     options["remap"] = {value: name for value, _, name in pairs}
     if model is not None and images is not None:
         predicting: Any = {k: given[k] for k in ("bands", "nodata", "force")}

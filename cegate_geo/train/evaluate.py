@@ -183,7 +183,7 @@ def read_legend(mask: Path) -> Legend:
                 tuple(LegendClass(id=c["id"], name=c["name"], color=parse_color(c["color"])) for c in json.loads(text))
             )
         aux = mask.with_name(mask.name + ".aux.xml")
-        names = _names_beside(ET.parse(aux).getroot()) if aux.is_file() else {}  # noqa: S314 - GDAL parses it, too
+        names = _names_beside(ET.parse(aux).getroot()) if aux.is_file() else {}
     except (json.JSONDecodeError, ET.ParseError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"The class names of {mask} can't be read: {error}.", hint="Name the classes.") from error
     if len(names) < 2:
