@@ -6,8 +6,10 @@ and refuses a graph with any other, so that a graph never claims an opset whose 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -65,16 +67,17 @@ def build_graph(segmenter: nn.Module, *, tile_size: int) -> onnx.ModelProto:
     sample = torch.zeros(2, 3, tile_size, tile_size)
     shapes = {INPUT: {0: torch.export.Dim("batch")}}
     try:
-        program = torch.onnx.export(
-            WithProbabilities(segmenter).eval(),
-            (sample,),
-            dynamo=True,
-            opset_version=_TRACED_OPSET,
-            dynamic_shapes=shapes,
-            verbose=False,
-            input_names=[INPUT],
-            output_names=[OUTPUT],
-        )
+        with _quiet():
+            program = torch.onnx.export(
+                WithProbabilities(segmenter).eval(),
+                (sample,),
+                dynamo=True,
+                opset_version=_TRACED_OPSET,
+                dynamic_shapes=shapes,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+            )
     except torch.onnx.OnnxExporterError as error:
         raise ModelError(
             f"The model can't be traced: {str(error).splitlines()[0]}", hint="Use a plain timm ViT and a listed head."
@@ -87,6 +90,18 @@ def build_graph(segmenter: nn.Module, *, tile_size: int) -> onnx.ModelProto:
     lower(model)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the notes of onnxscript's optimiser on what it leaves as it is."""
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def lower(model: onnx.ModelProto) -> None:
