@@ -97,7 +97,7 @@ def _named_engine(text: str, origin: str, environ: Mapping[str, str], windows: b
         )
     arguments = words[1:]
     if not arguments and re.fullmatch(r"(python|pypy)w?[\d.]*(\.exe)?", Path(program).name.lower()):
-        arguments = ["-I", "-u", "-m", "cegate_geo"]
+        arguments = ["-I", "-u", "-m", "cegate_geo.cli.main"]
     return EngineCommand(program, tuple(arguments), origin)
 
 

@@ -16,7 +16,7 @@ EVENTS = ("--events", "jsonl")
 RASTER_SUFFIXES = ("tif", "tiff")
 VECTOR_SUFFIXES = ("gpkg", "fgb")
 """What the engine writes."""
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
+PROVIDERS = ("auto", "cpu", "cuda")
 STITCHES = ("blend", "crop")
 
 

@@ -40,9 +40,8 @@ HELP = """
 are blended, with bounded memory. The result lies on the scene's own grid. A cancelled or failed run leaves no result
 behind.</p>
 <h3>Model</h3>
-<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Models made for Deepness and
-GeoDeep work as well. Left empty, the engine's demo model is used: building footprints in drone imagery of 13 to
-15 cm.</p>
+<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Left empty, the engine's
+demo model is used: building footprints in drone imagery of 13 to 15 cm.</p>
 <h3>Results</h3>
 <p><b>Class map</b>: a GeoTIFF with class names and colours; 255 is nodata.<br>
 <b>Polygons</b>: one for each connected area, with class, name, area in m² and mean confidence.<br>
@@ -69,7 +68,7 @@ def _advanced() -> list[tuple[Definition, str]]:
         ),
         (
             _number("TILE_SIZE", "Tile size [px]", lowest=16),
-            "Pixels of the scene that the model sees at once, along each side. Empty: the model's own.",
+            "Pixels along each side of what the model sees at once, where the model leaves it free. Empty: its own.",
         ),
         (
             _number("HALO", "Halo [px]", lowest=0),
@@ -87,7 +86,7 @@ def _advanced() -> list[tuple[Definition, str]]:
         (_number("THREADS", "Threads", lowest=1), "Threads of the model. Empty: all cores."),
         (
             _number("MAX_MEMORY", "Memory limit [MB]", lowest=64),
-            "Upper bound for the engine's memory. Empty: the engine's default.",
+            "What the engine's buffers may take. Empty: 512 MB.",
         ),
         (
             _number("MIN_AREA", "Smallest polygon [m²]", lowest=0, whole=False),

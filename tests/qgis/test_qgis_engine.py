@@ -64,7 +64,7 @@ def test_an_environment_folder_an_interpreter_and_a_command_are_understood(place
     for name in ("python", "python3", "python3.11", "pypy3"):
         python = program(tmp_path / "an env" / name)
         assert named(str(python)) == EngineCommand(
-            str(python), ("-I", "-u", "-m", "cegate_geo"), "the Processing setting"
+            str(python), ("-I", "-u", "-m", "cegate_geo.cli.main"), "the Processing setting"
         )
     runner = program(tmp_path / "path" / "uvx")
     assert named("uvx --from 'a wheel.whl' cegate-geo").arguments == ("--from", "a wheel.whl", "cegate-geo")
@@ -114,19 +114,20 @@ def test_only_what_differs_from_the_engines_own_choice_is_written():
 
 
 def test_every_option_is_one_that_the_engine_has():
-    from cegate_geo.cli.predict import predict
+    from cegate_geo.cli.predict import command
 
-    known = {name for parameter in predict.params for name in parameter.opts}
+    known = {name for parameter in command.params for name in parameter.opts}
     used = {word.split("=")[0] for word in FULL.arguments() if word.startswith("--")} | {"--events"}
     assert len(used) == 18
     assert used - known == set()
 
 
 def test_every_choice_is_one_that_the_engine_has():
-    from cegate_geo.cli.predict import predict
     from cegate_geo_qgis.predict_job import PROVIDERS, STITCHES
 
-    choices = {p.name: list(getattr(p.type, "choices", ())) for p in predict.params}
+    from cegate_geo.cli.predict import command
+
+    choices = {p.name: list(getattr(p.type, "choices", ())) for p in command.params}
     assert list(PROVIDERS) == choices["provider"]
     assert list(STITCHES) == choices["stitch"]
 

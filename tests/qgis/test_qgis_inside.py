@@ -20,7 +20,7 @@ def test_inside_qgis(file, tmp_path):
     words = [inside_python(), "-m", "pytest", "-c", INSIDE / "pytest.ini", INSIDE / file, f"--junit-xml={report}", "-q"]
     words += ["--basetemp", tmp_path / "tests"]
     environment = headless(tmp_path / "home", CEGATE_QGIS_PICTURES=str(tmp_path / "pictures"))
-    done = subprocess.run(words, cwd=INSIDE, env=environment, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(words, cwd=INSIDE, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, f"{done.stdout[-20_000:]}\n{done.stderr[-5000:]}"
     counts = ET.parse(report).getroot().find("testsuite")
     assert counts is not None
