@@ -1,0 +1,74 @@
+"""`cegate-geo export`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from cegate_geo.train.export import ExportReport, Keep, Precision
+
+
+@click.command("export", short_help="Export a run as one ONNX file with its manifest.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file.")
+@click.option(
+    "--profile",
+    type=click.Choice(["portable"]),
+    default="portable",
+    show_default=True,
+    help="Tensor contract; portable runs in QGIS plugins that know ONNX, and everywhere else.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the stored weights; fp16 halves the file and computes in single precision all the same.",
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["all", "active"]),
+    help="Modules to keep: all that were ever active, or those of the last selection.  "
+    "[default: what the trained model computes]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+def command(
+    run: Path, output: Path, *, profile: Literal["portable"], precision: Precision, keep: Keep | None, as_json: bool
+) -> None:
+    """Prune the model of RUN, merge LoRA into the base weights, and write one ONNX file with its manifest.
+
+    The file is written only if onnxruntime computes from it what torch computes.
+    """
+    from cegate_geo.train.export import export_run
+
+    report = export_run(run, output, profile=profile, precision=precision, keep=keep)
+    click.echo(json.dumps(report.to_json()) if as_json else describe(report))
+
+
+def describe(report: ExportReport) -> str:
+    """The report for a terminal."""
+    rows = [
+        ("file", f"{report.path}, {report.bytes / 1e6:.2f} MB, weights in {report.precision}"),
+        ("graph", f"{report.parameters:,} parameters, opset {report.opset}, IR version {report.ir_version}"),
+        ("modules", f"{len(report.modules_kept)} of {report.modules_total} kept"),
+        ("parity", _figures(report.parity) + " (eager beside onnxruntime)"),
+    ]
+    if report.rounding is not None:
+        rows.append(("rounding", _figures(report.rounding) + " (weights to half precision)"))
+    if report.pruning is not None:
+        rows.append(("pruning", _figures(report.pruning) + " (as trained beside pruned and merged)"))
+    times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in report.seconds_per_tile.items())
+    rows.append(("one tile", times))
+    return "\n".join(f"{name:<10}{text}" for name, text in rows)
+
+
+def _figures(parity: Mapping[str, float]) -> str:
+    return (
+        f"max {parity['max_abs']:.1e}, mean {parity['mean_abs']:.1e}, "
+        f"{100 * parity['disagreement']:.4f} % of pixels differ, {parity['tiles']:.0f} tiles"
+    )
