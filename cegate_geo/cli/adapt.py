@@ -70,5 +70,5 @@ def _table(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "classes": {str(n): name for n, name in enumerate(names)},
         "source": [source],
-        "model": {"backbone": "vit_tiny_patch16_224", "weights": "shipped", "head_dim": 64},
+        "model": {"backbone": "vit_tiny_patch16_224", "weights": "shipped", "head": "dpt-detail", "head_dim": 64},
     }

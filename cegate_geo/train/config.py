@@ -52,7 +52,7 @@ class ModelConfig:
     """timm name."""
     weights: str = ""
     """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none."""
-    head: Literal["linear", "dpt"] = "dpt"
+    head: Literal["linear", "dpt", "dpt-detail"] = "dpt"
     head_dim: int = 128
     """Width of the head."""
     tile_size: int = 512

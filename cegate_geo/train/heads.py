@@ -1,7 +1,7 @@
 """Segmentation heads on the token maps of a ViT.
 
-Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, to logits (N, K, H', W') on a
-finer grid; `Segmenter` resamples them to the image.
+Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, and the image that they were
+made from, to logits (N, K, H', W') on a finer grid; `Segmenter` resamples them to the image.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
 
-HEADS = ("linear", "dpt")
+HEADS = ("linear", "dpt", "dpt-detail")
 
 
 def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) -> nn.Module:
@@ -27,6 +27,8 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) ->
         return LinearHead(in_dim=in_dim, classes=classes)
     if name == "dpt":
         return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+    if name == "dpt-detail":
+        return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
     raise ConfigError(f"There is no head {name!r}.", hint=f"Use one of {', '.join(HEADS)}.")
 
 
@@ -38,8 +40,8 @@ class LinearHead(nn.Module):
         self.norm = nn.GroupNorm(1, in_dim)
         self.classify = nn.Conv2d(in_dim, classes, 1)
 
-    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Levels (N, D, h, w) → (N, K, h, w)."""
+    def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Levels (N, D, h, w) → (N, K, h, w); the image is not looked at."""
         return self.classify(self.norm(features[-1]))
 
 
@@ -79,13 +81,56 @@ class DptHead(nn.Module):
         self.units = nn.ModuleList([ResidualUnit(dim) for _ in range(levels)])
         self.out = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(dim // 2, classes, 1))
 
-    def forward(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Levels (N, D, h, w), shallow to deep → (N, K, 4h, 4w) for four levels."""
+    def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Levels (N, D, h, w), shallow to deep → (N, K, 4h, 4w) for four levels; the image is not looked at."""
+        return self.out(self.fuse(features))
+
+    def fuse(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Levels (N, D, h, w), shallow to deep → (N, dim, 4h, 4w) for four levels."""
         maps = [r(n(f)) for r, n, f in zip(self.reassemble, self.norms, features, strict=True)]
         fused = self.units[-1](maps[-1])
         for unit, finer in zip(reversed(self.units[:-1]), reversed(maps[:-1]), strict=True):
             fused = unit(finer + F.interpolate(fused, size=finer.shape[-2:], mode="bilinear", align_corners=False))
-        return self.out(fused)
+        return fused
+
+
+class DetailHead(nn.Module):
+    """A `DptHead` whose fine maps also see the image through a few convolutions.
+
+    A patch of 16 pixels blurs outlines; a light convolutional stem at strides 2 and 4 brings them back, as in ViTMatte
+    (arXiv 2305.15272). The logits have stride 2.
+
+    Args:
+        in_dim: Width D of the tokens.
+        levels: Number of feature maps.
+        dim: Width of the head, a multiple of 8.
+        classes: Number of classes K.
+    """
+
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+        super().__init__()
+        self.dpt = DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        half = dim // 2
+        self.stem = _downsample(3, half)
+        self.deeper = nn.Sequential(_downsample(half, dim), ResidualUnit(dim))
+        self.join = ResidualUnit(dim)
+        self.narrow = nn.Conv2d(dim, half, 1)
+        self.dpt.out = nn.Sequential(
+            nn.Conv2d(2 * half, half, 3, padding=1), nn.GroupNorm(4, half), nn.ReLU(), nn.Conv2d(half, classes, 1)
+        )
+
+    def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
+        """Levels (N, D, h, w), shallow to deep, and the image (N, 3, H, W) → (N, K, H / 2, W / 2)."""
+        fine = self.stem(image)
+        detail = self.deeper(fine)
+        coarse = F.interpolate(self.dpt.fuse(features), size=detail.shape[-2:], mode="bilinear", align_corners=False)
+        joined = self.narrow(self.join(coarse + detail))
+        joined = F.interpolate(joined, size=fine.shape[-2:], mode="bilinear", align_corners=False)
+        return self.dpt.out(torch.cat([joined, fine], 1))
+
+
+def _downsample(channels: int, dim: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(channels, dim, 3, stride=2, padding=1), nn.GroupNorm(4, dim), nn.ReLU())
 
 
 def _reassemble(in_dim: int, dim: int, octave: int) -> nn.Module:

@@ -151,7 +151,7 @@ def shipped_base() -> Path:
 
 def default_model() -> ModelConfig:
     """The configuration of a model that works offline: the shipped base with a DPT head."""
-    return ModelConfig(backbone="vit_tiny_patch16_224", weights="shipped", head="dpt", head_dim=64)
+    return ModelConfig(backbone="vit_tiny_patch16_224", weights="shipped", head="dpt-detail", head_dim=64)
 
 
 def _toolbox_config(config: AdaptConfig) -> ToolboxConfig:

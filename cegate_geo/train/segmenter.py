@@ -39,10 +39,11 @@ class Segmenter(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) in 0-1 units → logits (N, K, H, W); H and W are multiples of the patch."""
+        normalised = (images - self.mean) / self.std
         features = self.backbone.forward_intermediates(  # type: ignore[operator]
-            (images - self.mean) / self.std, indices=self.indices, intermediates_only=True, norm=False
+            normalised, indices=self.indices, intermediates_only=True, norm=False
         )
-        logits = self.head(features)
+        logits = self.head(features, normalised)
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
