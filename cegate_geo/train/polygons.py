@@ -57,7 +57,8 @@ class Polygons:
             target = CRS.from_wkt(grid.crs_wkt)
             if target != series.crs:
                 left, bottom, right, top = series.total_bounds
-                series = series.segmentize(max(right - left, top - bottom) / EDGE_PARTS).to_crs(target)
+                fine = series.segmentize(max(right - left, top - bottom) / EDGE_PARTS)
+                series = series.where(~series.is_valid, fine).to_crs(target)  # GEOS would mend invalid ones on the way
         inverse = ~grid.transform
         a, b, c, d, e, f = tuple(inverse)[:6]
         pixels = shapely.transform(
