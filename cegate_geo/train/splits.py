@@ -90,7 +90,7 @@ def split_scenes(
     Args:
         scenes: What is labelled.
         fraction: Share of the labelled pixels to hold out, in (0, 1).
-        block: Side of a block in pixels; halved where the scenes hold too few blocks for the share.
+        block: Side of a block in pixels; halved while one block alone exceeds the share.
         buffer: Pixels around each block that neither train nor validate.
         seed: Of the random choice.
 
@@ -107,7 +107,8 @@ def split_scenes(
         )
     while True:
         blocks = _labelled_blocks(scenes, block)
-        if len(blocks) * fraction >= 1 or block // 2 < max(MIN_BLOCK, buffer):
+        pixels = [int(b.counts.sum()) for b in blocks]
+        if max(pixels, default=0) <= fraction * sum(pixels) or block // 2 < max(MIN_BLOCK, buffer):
             break
         block //= 2
     chosen = _choose(blocks, fraction, np.random.default_rng(seed))
