@@ -1,0 +1,273 @@
+"""`report.html`: what a run did, as one page that opens without a network."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cegate_geo.domain.confusion import Metrics
+from cegate_geo.domain.legend import Legend
+from cegate_geo.errors import InputError
+from cegate_geo.html import (
+    ACCENT,
+    Markup,
+    Series,
+    card,
+    figures,
+    legend,
+    line_chart,
+    meter,
+    mix,
+    page,
+    picture,
+    row,
+    section,
+    svg,
+    svg_text,
+    swatch,
+    table,
+    thin,
+)
+from cegate_geo.train.config import AdaptConfig
+from cegate_geo.train.config_file import build
+from cegate_geo.train.gate_charts import KIND_COLORS, KIND_NAMES, gate_map, score_map
+from cegate_geo.train.run_log import RunLog, read_run_log
+
+CONFUSION_COLOR = "#2f6f9f"
+LOSS_COLOR = "#7d8790"
+CURVE_POINTS = 300
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` from what the folder of a run holds; parts that are missing are left out.
+
+    Args:
+        folder: Folder of a run, finished or not.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: If the folder holds no run, or the page can't be written.
+    """
+    log = read_run_log(folder)
+    path, part = folder / "report.html", folder / "report.html.part"
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(render(log))
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path} can't be written: {error.strerror}.", hint="Choose another place.") from error
+    return path
+
+
+def render(log: RunLog) -> str:
+    """The page of a run as HTML."""
+    settings = build(AdaptConfig, log.config)
+    title = f"{settings.name}: {settings.peft.method} on {settings.model.backbone}"
+    return page(
+        title,
+        _head(log, settings, title),
+        section("Course of the training", _curves(log)),
+        section("The gate", _gate(log, settings)),
+        section("Classes", _classes(log, settings.legend)),
+        section("Held-out tiles", _pictures(log, settings.legend)),
+        section("Sizes and time", _sizes(log)),
+        section("All settings", _settings(log)),
+    )
+
+
+def _head(log: RunLog, settings: AdaptConfig, title: str) -> str:
+    steps, done = settings.train.steps, max(log.losses, default=0)
+    metrics = log.metrics
+    if log.result:
+        told = f"Finished after {done} steps; the weights of step {log.result.get('best_step', done)} were kept"
+        told += ", those with the best mean IoU on held-out tiles of the source." if metrics else "."
+    else:
+        told = f"Not finished: {done} of {steps} steps are on record. Figures are of the last validation."
+    values = []
+    if metrics is not None:
+        values += [(_percent(metrics["miou"]), "mean IoU in %"), (_percent(metrics["accuracy"]), "pixels right, in %")]
+    if log.selections:
+        values.append((f"{len(log.selections[-1].active)}", f"of {_total(log)} modules trained at a time"))
+    if "trained_parameters" in log.result:
+        values.append((_count(log.result["trained_parameters"]), "parameters in modules and head"))
+    text = f'<p class="small">{log.unreadable} lines of the logs could not be read.</p>' if log.unreadable else ""
+    described = f"<p>{escape(settings.description)}</p>" if settings.description else ""
+    return f'<h1>{escape(title)}</h1>\n<p class="lead">{told}</p>\n{described}{figures(values)}{text}'
+
+
+def _curves(log: RunLog) -> str:
+    losses = list(log.losses.items())
+    top = max((y for _, y in thin(losses, CURVE_POINTS)), default=0.0)
+    loss = line_chart(
+        [
+            Series(name="loss", points=thin(losses, CURVE_POINTS), color=LOSS_COLOR, opacity=0.45),
+            Series(name="loss, smoothed", points=thin(losses, 40), color=ACCENT),
+        ],
+        label="Loss over the steps",
+        x_label="step",
+        y_range=(0.0, top) if losses else None,
+    )
+    mious = [(float(step), 100 * m["miou"]) for step, m in log.validations.items() if m["miou"] is not None]
+    miou = line_chart(
+        [Series(name="mean IoU", points=mious, dots=True)], label="Mean IoU on held-out tiles", x_label="step"
+    )
+    return row(
+        card("Loss: mean cross entropy of a batch", loss) if loss else "",
+        card("Mean IoU on held-out tiles, in %", miou) if miou else "",
+    ) if loss or miou else ""  # fmt: skip
+
+
+def _gate(log: RunLog, settings: AdaptConfig) -> str:
+    chosen = [s for s in log.selections if s.active]
+    if not chosen:
+        return ""
+    kinds = [k for k in KIND_COLORS if any(key.kind == k for s in chosen for key in (*s.active, *s.scores))]
+    colors = legend([(KIND_NAMES[k], KIND_COLORS[k]) for k in kinds])
+    often = f"Every {settings.peft.every} steps" if len(chosen) > 1 else "Once"
+    intro = (
+        f"<p>{often} the gate scored all {_total(log)} modules and trained those with the highest scores until the "
+        "next selection; the others kept the weights that they had.</p>"
+        if settings.peft.inactive == "frozen"
+        else f"<p>{often} the gate chose among {_total(log)} modules; the others were left out of the model.</p>"
+    )
+    scores = score_map(log.selections)
+    note = (
+        '<p class="small">Colour: share of the Fisher score of its type, mean of all selections. Number: how often it '
+        f"was chosen, of {len(log.selections)}. Frame: chosen in the last selection.</p>"
+    )
+    return "\n".join(
+        (
+            intro,
+            colors,
+            card("Trained modules over time: one line for each block, block 0 on top", gate_map(chosen, _steps(log))),
+            card("Scores by type and block", scores + note) if scores else "",
+        )
+    )
+
+
+def _classes(log: RunLog, names: Legend) -> str:
+    metrics = log.metrics
+    if metrics is None:
+        return ""
+    colors = {c.id: c.hex for c in names}
+    rows = [
+        [
+            Markup(f"{swatch(colors.get(c['id'], '#ffffff'))}{escape(c['name'])}"),
+            Markup(f"{_percent(c['iou'])}{meter(c['iou'])}"),
+            *(_percent(value) for value in (c["f1"], c["precision"], c["recall"])),
+            f"{c['pixels']:,}",
+        ]
+        for c in metrics["per_class"]
+    ]
+    mean = Markup(f"<b>{_percent(metrics['miou'])}</b>{meter(metrics['miou'])}")
+    rows.append([Markup("<b>mean</b>"), mean, "", "", "", ""])
+    head = ["class", "IoU in %", "F1", "precision", "recall", "true pixels"]
+    matrix = _confusion(metrics)
+    note = '<p class="small">Of each true class (row), the share in % that was given each class (column).</p>'
+    return row(card("By class", table(head, rows)), card("Confusion", matrix + note) if matrix else "")
+
+
+def _confusion(metrics: Metrics) -> str:
+    counts, names = metrics["confusion"], [c["name"] for c in metrics["per_class"]]
+    size = 44 if len(names) <= 8 else 34
+    left = 16 + 7 * max(len(n) for n in names)
+    slanted = size * 0.9 + 4.2 * max(len(n) for n in names)
+    parts = []
+    for r, (name, line) in enumerate(zip(names, counts, strict=True)):
+        y = slanted + r * size
+        parts.append(svg_text(left - 10, y + size / 2 + 4, name, anchor="end", css="dark"))
+        x = left + r * size + size / 2
+        parts.append(
+            f'<text class="dark" transform="translate({x:g},{slanted - 8:g}) rotate(-40)">{escape(name)}</text>'
+        )
+        for c, count in enumerate(line):
+            share = count / sum(line) if sum(line) else 0.0
+            said = f"<title>{escape(name)} called {escape(names[c])}: {count:,} pixels</title>"
+            parts.append(
+                f'<rect x="{left + c * size}" y="{y}" width="{size - 2}" height="{size - 2}" rx="2" '
+                f'fill="{mix(CONFUSION_COLOR, share)}">{said}</rect>'
+            )
+            text = f"{100 * share:.0f}" if sum(line) else "-"
+            css = "light" if share > 0.55 else ""
+            parts.append(svg_text(left + c * size + size / 2 - 1, y + size / 2 + 4, text, anchor="middle", css=css))
+    width = left + len(names) * size + 4.5 * max(len(n) for n in names)
+    return svg(width, slanted + len(names) * size + 4, "Confusion matrix", *parts)
+
+
+def _pictures(log: RunLog, names: Legend) -> str:
+    paths = sorted((log.folder / "pictures").glob("*.png"))
+    if not paths:
+        return ""
+    colors = legend([*((c.name, c.hex) for c in names), ("left out", "#ffffff")])
+    tiles = "".join(picture(p.read_bytes(), f"{p.stem}: imagery, truth, prediction") for p in paths)
+    return f"<p>Not seen in training. From left to right: imagery, truth, prediction.</p>{colors}{tiles}"
+
+
+def _sizes(log: RunLog) -> str:
+    result, folder = log.result, log.folder
+    rows: list[tuple[str, object]] = []
+    names = {"backbone_parameters": "backbone, with its modules", "trained_parameters": "modules and head (trained)"}
+    rows += [(text, f"{result[key]:,} parameters") for key, text in names.items() if key in result]
+    if "modules_kept" in result and result.get("modules_total"):
+        rows.append(("modules that were ever trained", f"{len(result['modules_kept'])} of {result['modules_total']}"))
+    for name in ("model.onnx", "adapter.safetensors"):
+        if (folder / name).is_file():
+            rows.append((name, f"{(folder / name).stat().st_size / 1e6:.2f} MB"))
+    if result.get("seconds") is not None:
+        rows.append(("time", f"{result['seconds']:.0f} s for {max(log.losses, default=0)} steps"))
+    rows += [(key, result[key]) for key in ("device", "precision") if key in result]
+    return card("As it was run", table([], rows, text=True)) if rows else ""
+
+
+def _settings(log: RunLog) -> str:
+    tables = {key: value for key, value in log.config.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in log.config.items() if not isinstance(value, Mapping | list) and value}
+    parts = [card(name, table([], list(_flat(value)), text=True)) for name, value in tables.items() if value]
+    for name in ("source", "validation"):
+        for n, entry in enumerate(log.config.get(name) or []):
+            parts.append(card(f"{name} {n + 1}", table([], list(_flat(entry)), text=True)))
+    parts.insert(0, card("run", table([], list(plain.items()), text=True)) if plain else "")
+    facts = log.result.get("facts") or {}
+    text = escape(json.dumps(facts, indent=2, ensure_ascii=False))
+    told = f"<details><summary>Facts for the manifest</summary><pre>{text}</pre></details>" if facts else ""
+    return row(*parts) + told
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Names and values that say something, tables within tables as `name.key`."""
+    found: list[tuple[str, str]] = []
+    for key, entry in value.items():
+        if isinstance(entry, Mapping):
+            found += _flat(entry, f"{prefix}{key}.")
+        elif entry not in ("", None, [], ()):
+            found.append((f"{prefix}{key}", json.dumps(entry) if isinstance(entry, list | bool) else str(entry)))
+    return found
+
+
+def _steps(log: RunLog) -> int:
+    """Steps on record, at least those that the selections speak of."""
+    return max([*log.losses, *(s.step + 1 for s in log.selections), 1])
+
+
+def _total(log: RunLog) -> int:
+    """Modules that the gate chose among."""
+    scored = max((len(s.scores) for s in log.selections), default=0)
+    active = {key for s in log.selections for key in s.active}
+    return int(log.result.get("modules_total") or max(scored, len(active)))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _count(value: int) -> str:
+    return f"{value / 1e6:.2f} M" if value >= 100_000 else f"{value:,}"
