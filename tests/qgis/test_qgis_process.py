@@ -6,7 +6,6 @@ Nothing is faked here: this is what a user has after "Install from ZIP".
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -45,15 +44,6 @@ class Installed:
 
     def words(self, parameters: dict[str, object]) -> list[str]:
         return [f"{key}={value}" for key, value in parameters.items()]
-
-
-@pytest.fixture(scope="session")
-def engine() -> Path:
-    """The command of the environment that runs these tests."""
-    program = Path(os.environ.get("CEGATE_TEST_ENGINE", Path(sys.executable).with_name("cegate-geo")))
-    if not program.is_file():
-        missing(f"The engine is not installed ({program} is missing): pip install --editable .[cpu]")
-    return program
 
 
 @pytest.fixture(scope="session")
@@ -235,14 +225,15 @@ def test_an_area_of_interest_limits_the_mask(qgis, landsat, model, tmp_path):
 @pytest.fixture
 def long_run(qgis, shared_data, tmp_path):
     """Banepa, the whole scene, begun: QGIS and the engine are running."""
-    scene = next((shared_data / "scene").glob("*.tif"))
+    scene = shared_data / "scene" / "banepa_11264x8704_rgb.tif"
     model = save_threshold_model(tmp_path / "drone.onnx", gsd_m=0.132)
     mask = tmp_path / "out" / "mask.tif"
     mask.parent.mkdir()
     words = [qgis.program, "run", ID, "--", *qgis.words({"INPUT": scene, "MODEL": model, "OUTPUT": mask})]
     running = subprocess.Popen(words, env=qgis.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: engines_of(running) and any(mask.parent.iterdir()))
+        wait_until(lambda: running.poll() is not None or (engines_of(running) and any(mask.parent.iterdir())))
+        assert running.poll() is None, running.communicate()
         yield running, engines_of(running)[0], mask
     finally:
         running.kill()
