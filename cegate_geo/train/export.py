@@ -92,6 +92,7 @@ def export_model(
     _check_modules(segmenter, manifest)
     tiles = sample if len(sample) > 1 else torch.cat([sample, sample.flip(3)])  # a batch of two is compared, too
     model = copy.deepcopy(segmenter).cpu().float().eval()
+    model.fix_size(manifest.tile_size)
     expected, seconds = run_eager(model, tiles)
     if expected.shape[1] != len(manifest.legend):
         raise ModelError(

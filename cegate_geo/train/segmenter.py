@@ -46,6 +46,19 @@ class Segmenter(nn.Module):
         logits = self.head(features, normalised)
         return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
+    def fix_size(self, side: int) -> None:
+        """Bind the model to square images of one size, for export.
+
+        timm resamples position embeddings at each call while a graph is traced, also where nothing changes, and with an
+        operator that opset 17 does not have. Here it is done once.
+        """
+        vit = self.backbone
+        if getattr(vit, "pos_embed", None) is None or getattr(vit, "rope", None) is not None:
+            return
+        vit.set_input_size(img_size=side)  # type: ignore[operator]
+        vit.dynamic_img_size = False  # type: ignore[assignment]
+        vit.patch_embed.flatten = True  # type: ignore[assignment]
+
 
 def feature_indices(depth: int) -> list[int]:
     """Blocks whose outputs the head reads: the ends of the four quarters, as in 7, 11, 15, 23 of 24.
