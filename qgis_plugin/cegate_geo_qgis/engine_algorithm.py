@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Callable, Optional, Sequence
 
 from processing.core.ProcessingConfig import ProcessingConfig
 from qgis.core import QgsApplication, QgsProcessingAlgorithm, QgsProcessingException, QgsProcessingFeedback
@@ -56,8 +56,10 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             return False, str(error)
         return True, ""
 
-    def run_command(self, arguments: Sequence[str], feedback: QgsProcessingFeedback) -> Result:
-        """Run a command of the engine and log it as one would type it.
+    def run_command(
+        self, arguments: Sequence[str], feedback: QgsProcessingFeedback, *, after_crash: Callable[[int], None]
+    ) -> Result:
+        """Run a command of the engine and log it as one would type it; `after_crash` as in `run_engine`.
 
         Raises:
             QgsProcessingException: If there is no engine, it failed, or the user cancelled.
@@ -68,6 +70,6 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             feedback.pushCommandInfo(describe_command(command, arguments))
             hosts = (QgsApplication.prefixPath(), os.environ.get("OSGEO4W_ROOT", ""))
             environment = clean_environment(os.environ, host_folders=hosts)
-            return run_engine(command, [*arguments, *EVENTS], environment, feedback)
+            return run_engine(command, [*arguments, *EVENTS], environment, feedback, after_crash=after_crash)
         except EngineError as error:
             raise QgsProcessingException(str(error)) from error

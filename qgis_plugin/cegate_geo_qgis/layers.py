@@ -112,7 +112,7 @@ class PolygonStyler(_Styler):
         for item in self.classes:
             color = class_color(item)
             fill = f"{color.red()},{color.green()},{color.blue()},90"
-            symbol = QgsFillSymbol.createSimple({"color": fill, "outline_color": color.name(), "outline_width": "0.4"})
+            symbol = QgsFillSymbol.createSimple({"color": fill, "outline_color": color.name(), "outline_width": "0.26"})
             categories.append(QgsRendererCategory(item.id, symbol, item.name))
         layer.setRenderer(QgsCategorizedSymbolRenderer(CLASS_FIELD, categories))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional, Sequence
 
 from .engine import EngineCommand
@@ -71,6 +73,14 @@ class PredictJob:
         words += ["--overwrite"] if self.overwrite else []
         words += ["--force"] if self.force else []
         return words
+
+
+def remove_remains(output: str, pid: int) -> None:
+    """Remove the hidden job folder beside the output of an engine that was killed; it does so itself otherwise."""
+    target = Path(output)
+    for folder in target.parent.glob(".*.part"):
+        if folder.name.startswith(f".{target.name}.") and folder.name.endswith(f"-{pid}.part"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe_command(command: EngineCommand, arguments: Sequence[str], *, windows: Optional[bool] = None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Mapping, Optional, Protocol, Sequence
+from typing import Callable, Mapping, Optional, Protocol, Sequence
 
 from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
 
@@ -60,6 +60,8 @@ def run_engine(
     arguments: Sequence[str],
     environment: Mapping[str, str],
     feedback: Feedback,
+    *,
+    after_crash: Optional[Callable[[int], None]] = None,
     patience: Patience = Patience(),
 ) -> Result:
     """Run the engine to its end.
@@ -69,6 +71,7 @@ def run_engine(
         arguments: Its arguments, `--events jsonl` among them.
         environment: Its whole environment.
         feedback: Where progress goes and cancelling comes from.
+        after_crash: Called with the process id of an engine that was killed or crashed: it could not tidy up.
         patience: How long to wait for what.
 
     Raises:
@@ -84,7 +87,7 @@ def run_engine(
         run.read(0.0)
         return conclude(run.said, run.ending())
     finally:
-        run.close()
+        run.close(after_crash)
 
 
 class _Run:
@@ -95,6 +98,7 @@ class _Run:
         self._process = QProcess()
         self._feedback = feedback
         self._patience = patience
+        self._pid = 0
         self._stderr = b""
         self._percent = 0.0
         self._begun = time.monotonic()
@@ -114,6 +118,7 @@ class _Run:
                 f"The engine {command.program!r}, named by {command.origin}, can't be started: "
                 f"{self._process.errorString()}."
             )
+        self._pid = self._process.processId()  # 0 once the process has ended
 
     def is_running(self) -> bool:
         return self._process.state() != QProcess.ProcessState.NotRunning
@@ -172,11 +177,13 @@ class _Run:
             stderr=self._stderr.decode("utf-8", "replace"),
         )
 
-    def close(self) -> None:
+    def close(self, after_crash: Optional[Callable[[int], None]]) -> None:
         """Leave no process behind, whatever happened."""
         if self.is_running():
             self._process.kill()
             self._process.waitForFinished(5000)
+        if after_crash is not None and self._pid and self._process.exitStatus() == QProcess.ExitStatus.CrashExit:
+            after_crash(self._pid)
         for line in self.said.strays:
             self._feedback.pushDebugInfo(f"engine: {line}")
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -28,7 +29,15 @@ from qgis.core import (
 
 from .engine_algorithm import EngineAlgorithm
 from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
-from .predict_job import PROVIDERS, RASTER_SUFFIXES, STITCHES, VECTOR_SUFFIXES, PredictJob, nodata_problem
+from .predict_job import (
+    PROVIDERS,
+    RASTER_SUFFIXES,
+    STITCHES,
+    VECTOR_SUFFIXES,
+    PredictJob,
+    nodata_problem,
+    remove_remains,
+)
 from .protocol import Result
 from .sources import polygon_file, raster_source, raster_warnings, write_polygons
 
@@ -241,7 +250,7 @@ class SegmentRaster(EngineAlgorithm):
         """Run the engine."""
         feedback = feedback or QgsProcessingFeedback()
         job = self._job(parameters, context, feedback)
-        result = self.run_command(job.arguments(), feedback)
+        result = self.run_command(job.arguments(), feedback, after_crash=partial(remove_remains, job.output))
         self._report(result, feedback)
         outputs = {"OUTPUT": job.output, "VECTOR": job.vector, "CONFIDENCE": job.confidence}
         stylers = {

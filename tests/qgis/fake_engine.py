@@ -79,8 +79,18 @@ def write_polygons(mask: str, output: str) -> None:
     gdal.Polygonize(source.GetRasterBand(1), source.GetRasterBand(1).GetMaskBand(), layer, 0)
 
 
-def misbehave() -> None:
+def leave_remains(output: str) -> None:
+    """A hidden job folder, as the engine has one while it works."""
+    target = Path(output)
+    folder = target.parent / f".{target.name}.host-{os.getpid()}.part"
+    folder.mkdir()
+    (folder / "half").write_text("half a mask")
+
+
+def misbehave(given: dict[str, str]) -> None:
     """The modes that break the contract."""
+    if MODE in ("crash", "deaf") and "--output" in given:
+        leave_remains(given["--output"])
     if MODE == "crash":
         say("progress", fraction=0.5, done=1, total=2, eta_s=1.0)
         sys.stderr.write("about to crash\n")
@@ -121,7 +131,7 @@ def main() -> None:
         time.sleep(60)
     given = options(sys.argv[1:])
     threading.Thread(target=watch_stdin, daemon=True).start()
-    misbehave()
+    misbehave(given)
     total = {"long": 400, "steady": 20}.get(MODE, 4)
     for done in range(total + 1):
         stop_if_cancelled()

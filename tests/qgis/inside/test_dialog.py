@@ -88,12 +88,13 @@ def test_pressing_cancel_ends_the_engine_and_leaves_nothing(dialog, fake_engine,
     assert [layer.name() for layer in QgsProject.instance().mapLayers().values()] == ["Banepa"]
 
 
-def test_a_crash_of_the_engine_is_told_and_qgis_lives(dialog, fake_engine):
+def test_a_crash_of_the_engine_is_told_and_qgis_lives(dialog, fake_engine, tmp_path):
     fake_engine.mode("crash")
     end = wait_for_end(dialog)
     assert not end["ok"]
     assert "The engine crashed" in log_of(dialog)
     assert "about to crash" in log_of(dialog)
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith(".part")]
 
 
 def test_the_dialog_has_a_picture(dialog, pictures):

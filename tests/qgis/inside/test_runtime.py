@@ -40,7 +40,9 @@ class Recorder:
 
 def run(feedback=None, **patience):
     command = find_engine(setting="", environ=os.environ, managed=Path("/nowhere"))
-    return run_engine(command, WORDS, clean_environment(os.environ), feedback or Recorder(), Patience(**patience))
+    return run_engine(
+        command, WORDS, clean_environment(os.environ), feedback or Recorder(), patience=Patience(**patience)
+    )
 
 
 def test_a_good_run_gives_its_result_and_says_what_it_warned_of(fake_engine):
@@ -122,7 +124,7 @@ def test_a_result_without_hello_does_not_count(fake_engine):
 def test_what_is_silent_for_ever_is_given_up():
     command = EngineCommand("/usr/bin/sleep", ("60",), "the test")
     with pytest.raises(EngineError, match="not said hello within 1 s"):
-        run_engine(command, [], dict(os.environ), Recorder(), Patience(hello_s=0.5))
+        run_engine(command, [], dict(os.environ), Recorder(), patience=Patience(hello_s=0.5))
 
 
 def test_another_protocol_is_refused_with_what_to_install_and_the_engine_is_ended(fake_engine):

@@ -148,6 +148,22 @@ def test_the_engines_words_are_the_error(fake_engine, scene, tmp_path):
         run(INPUT=str(scene), OUTPUT=str(tmp_path / "m.tif"))
 
 
+@pytest.mark.parametrize("mode", ["crash", "deaf"])
+def test_what_a_killed_engine_left_is_removed_and_nothing_else(fake_engine, scene, tmp_path, mode):
+    folder = tmp_path / "out"
+    other = folder / ".m.tif.host-1.part"
+    other.mkdir(parents=True)
+    (folder / "m.tif").write_text("of an earlier run")
+    fake_engine.mode(mode)
+    feedback = Recorder()
+    feedback.progressChanged.connect(lambda percent: percent and feedback.cancel())
+    with pytest.raises(QgsProcessingException, match=r"crashed|Cancelled"):
+        run(feedback, INPUT=str(scene), OUTPUT=str(folder / "m.tif"))
+    assert not fake_engine.is_alive()
+    assert sorted(folder.iterdir()) == [other, folder / "m.tif"]
+    assert (folder / "m.tif").read_text() == "of an earlier run"
+
+
 def test_warnings_and_class_areas_are_logged(fake_engine, scene, scene_values, tmp_path):
     feedback = Recorder()
     run(feedback, INPUT=str(scene), OUTPUT=str(tmp_path / "m.tif"))
