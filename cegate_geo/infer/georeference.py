@@ -59,7 +59,8 @@ class Georeference:
             shape=(dataset.height, dataset.width),
             gcps=tuple(gcps) if use_gcps else (),
             rpcs=dataset.rpcs,
-            area_or_point=dataset.tags().get("AREA_OR_POINT"),
+            # GDAL shifts control points of PixelIsPoint files by half a pixel on reading and does not on writing.
+            area_or_point=None if use_gcps else dataset.tags().get("AREA_OR_POINT"),
         )
 
     @property

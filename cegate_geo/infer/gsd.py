@@ -67,7 +67,8 @@ class GroundMeasure:
     def _degrees(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         t = self._transform
         lon, lat = self._project.transform(t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f)
-        return np.asarray(lon), np.asarray(lat)
+        # Where the CRS does not reach, PROJ says infinite.
+        return tuple(np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))  # type: ignore[return-value]
 
     def _steps(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, ...]:
         """East and north metres of one pixel along the row, then along the column, around points in pixels."""

@@ -16,7 +16,7 @@ import rasterio
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import ModelError
+from cegate_geo.errors import InputError, ModelError
 from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Assembler, Band
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
@@ -124,10 +124,13 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
         from cegate_geo.infer.vectorize import check_vector
 
         check_vector(scene.georeference, ground, options.min_area_m2)
+    halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
+    if 2 * halo >= size:
+        raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")
     plan = TilePlan.of_shape(
         scene.shape,
         tile_shape=_tile_shape(predictor, scene.shape, options.tile_size),
-        halo=manifest.halo if options.halo is None else options.halo,
+        halo=halo,
         stitch=options.stitch,
     )
     area, region = None, Window.of_shape(scene.shape)

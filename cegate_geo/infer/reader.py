@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
-from rasterio.errors import RasterioError, RasterioIOError
+from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.manifest import Manifest
@@ -44,12 +47,31 @@ def raster_errors(path: str) -> Iterator[None]:
     """Turn rasterio's and GDAL's errors into ours."""
     try:
         yield
-    except (RasterioError, RasterioIOError, MemoryError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0] if str(error.__cause__ or error) else repr(error)
+    except (RasterioError, CPLE_BaseError, MemoryError) as error:
+        if is_plain_path(path) and not Path(path).exists():
+            raise RasterError(f"There is no file {path}.", hint="Check the path.") from error
+        lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
         raise RasterError(
-            f"{path} can't be read: {reason.rstrip('.')}.",
+            f"{path} can't be read: {lines[0].rstrip('.')}.",
             hint="Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again.",
         ) from error
+
+
+def compression_of(dataset: Any) -> str:
+    """Name of a dataset's compression in lower case; empty for none."""
+    kind = dataset.compression  # an enum, or a string where rasterio does not know it
+    return str(getattr(kind, "value", kind or "")).lower()
+
+
+def is_lossy(dataset: Any) -> bool:
+    """Whether a dataset's compression may have changed its values."""
+    compression = compression_of(dataset)
+    return any(name in compression for name in LOSSY) or dataset.driver in ("JPEG", "WEBP", "JP2OpenJPEG")
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether a name is a file's path, not one of GDAL's virtual names or a URL."""
+    return not name.startswith("/vsi") and ":" not in name.replace(":\\", "").replace(":/", "")
 
 
 class Scene:
@@ -104,8 +126,7 @@ class Scene:
                 f"--nodata has {len(self._given)} values, the model has {len(manifest.bands)} bands.",
                 hint="Give one for all, or one for each.",
             )
-        compression = (dataset.compression.value if dataset.compression else "").lower()
-        self._lossy = any(name in compression for name in LOSSY) or dataset.driver in ("JPEG", "WEBP")
+        self._lossy = is_lossy(dataset)
         self.margin = HOLE_MARGIN if self._given and self._lossy else 0
         """Pixels around a window that have a say in what is valid in it."""
         self.channels = len(manifest.bands)

@@ -108,13 +108,14 @@ def plan_axis(length: int, *, size: int, halo: int, stitch: StitchMode = "blend"
     Args:
         length: Pixels of the raster, 1 or more.
         size: Pixels of a tile. Where it exceeds `length` the one tile looks past the end.
-        halo: Pixels on each side that only give context, 0 or more, less than half of `size`.
+        halo: Pixels on each side that only give context, 0 or more, less than half of `size` where one tile does not
+            suffice.
         stitch: "blend" with cosine ramps, or "crop" to the cores.
 
     Raises:
         InputError: If the sizes leave no core.
     """
-    if length < 1 or size < 1 or not 0 <= 2 * halo < size:
+    if length < 1 or size < 1 or halo < 0 or (length > size and 2 * halo >= size):
         raise InputError(
             f"No tiles of {size} px with a halo of {halo} px can be laid over {length} px.",
             hint="Use a halo of less than half the tile size.",
