@@ -87,11 +87,13 @@ def gate_chart(gate: GateView) -> str:
         for layer in range(gate.layers):
             cells.append(_cell(gate, (layer, kind), LEFT + layer * CELL, y, top_score))
     hints = "; ".join(f"{k}: {KIND_HINTS[k]}" for k in gate.kinds if k in KIND_HINTS)
+    caption = (
+        "Columns: blocks, from input to output. Red: share of the Fisher score of its type in the last selection. "
+        f"Frame: chosen then. Dot: in the exported model. {hints}."
+    )
     return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" '
-        f'aria-label="Modules that the gate chose">{"".join(cells)}</svg>\n<p class="small">Columns: blocks, from input '
-        "to output. Red: share of the Fisher score of its type in the last selection. Frame: chosen then. Dot: in the "
-        f"exported model. {escape(hints)}.</p>"
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Modules that the gate chose">'
+        f'{"".join(cells)}</svg>\n<p class="small">{escape(caption)}</p>'
     )
 
 
