@@ -77,15 +77,13 @@ def polygon_file(value: Any, layer: Optional[QgsVectorLayer]) -> str:
     """FILE or FILE|layer where the file holds just what QGIS shows, else empty: then `write_polygons` is needed.
 
     Args:
-        value: The parameter's value: it may ask for the selected features only.
+        value: The parameter's value: it may ask for a part of the layer only.
         layer: The layer behind it.
     """
     if layer is None or layer.providerType() != "ogr":
         return ""
-    if isinstance(value, QgsProcessingFeatureSourceDefinition) and (
-        value.selectedFeaturesOnly or value.featureLimit != -1 or getattr(value, "filterExpression", False)
-    ):
-        return ""
+    if isinstance(value, QgsProcessingFeatureSourceDefinition):
+        return ""  # a selection, a limit or a filter (QGIS 3.22 gives no layer for it anyway)
     provider = layer.dataProvider()
     if layer.subsetString() or layer.isModified() or provider is None or provider.crs() != layer.crs():
         return ""
