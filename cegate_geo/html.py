@@ -35,17 +35,19 @@ p { max-width: 52em; margin: .4rem 0 .8rem; }
 .card h3:first-child { margin-top: 0; }
 figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 4px; border: 1px solid var(--line); }
 figcaption { padding: .3rem 0 .9rem; }
+.three { display: grid; grid-template-columns: repeat(3, 1fr); gap: .2rem .8rem; }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.2rem; font-size: .88rem; margin: .4rem 0; }
 .legend i, td i { display: inline-block; width: .85em; height: .85em; border-radius: 2px; margin-right: .45em;
   vertical-align: -.05em; border: 1px solid rgb(0 0 0 / .15); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; width: 100%; }
 th, td { text-align: right; padding: .34rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; font-size: .82rem; color: var(--quiet); white-space: nowrap; }
+td { white-space: nowrap; } table.text td { white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr:last-child td { border-bottom: 0; }
 table.text td { text-align: left; overflow-wrap: anywhere; }
 table.text td:first-child { white-space: nowrap; color: var(--quiet); width: 1%; padding-right: 1.4rem; }
-.meter { display: inline-block; width: 110px; height: 8px; background: #e9e5da; border-radius: 2px; margin-left: .6em; }
+.meter { display: inline-block; width: 80px; height: 8px; background: #e9e5da; border-radius: 2px; margin-left: .6em; }
 .meter b { display: block; height: 100%; background: var(--accent); border-radius: 2px; }
 svg { max-width: 100%; height: auto; display: block; }
 svg text { font: 12px "Source Sans 3", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; fill: var(--quiet); }
@@ -218,6 +220,12 @@ def mix(color: str, share: float) -> str:
     share = min(max(share, 0.0), 1.0)
     parts = (int(color[n : n + 2], 16) for n in (1, 3, 5))
     return "#" + "".join(f"{round(250 + (part - 250) * share):02x}" for part in parts)
+
+
+def ink_on(color: str) -> str:
+    """The class of SVG text that can be read on a colour: "dark" or "light"."""
+    red, green, blue = (int(color[n : n + 2], 16) for n in (1, 3, 5))
+    return "dark" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "light"
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:

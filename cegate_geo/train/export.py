@@ -25,7 +25,7 @@ from cegate_geo.errors import InputError, ModelError, ParityError
 from cegate_geo.peft import ModuleKey, SiteModule, merge, prune
 from cegate_geo.train import onnx_graph
 from cegate_geo.train.config_file import to_table
-from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, run_eager, run_onnx
+from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
 from cegate_geo.train.run import Run, load_run
 from cegate_geo.train.segmenter import Segmenter
 
@@ -35,6 +35,8 @@ Keep = Literal["all", "active"]
 
 MAX_FILE = 2**31 - 1
 """Bytes of a protobuf message, and so of an ONNX file without external data."""
+MAX_ROUNDING = 1e-2
+"""Largest share of pixels that may get another class by rounding the weights to half precision."""
 SAMPLE_TILES = 4
 """Tiles that a run's export is compared on."""
 
@@ -86,25 +88,12 @@ def export_model(
     Raises:
         InputError: If sample or path can't be used.
         ModelError: If segmenter and manifest contradict each other, or the model does not fit into one file.
-        ParityError: If onnxruntime computes something else; nothing is written then.
+        ParityError: If onnxruntime computes something else, or rounding costs too much; nothing is written then.
     """
     _check_sample(sample, manifest)
     _check_modules(segmenter, manifest)
     tiles = sample if len(sample) > 1 else torch.cat([sample, sample.flip(3)])  # a batch of two is compared, too
-    model = copy.deepcopy(segmenter).cpu().float().eval()
-    model.fix_size(manifest.tile_size)
-    expected, seconds = run_eager(model, tiles)
-    if expected.shape[1] != len(manifest.legend):
-        raise ModelError(
-            f"The model gives {expected.shape[1]} classes, its legend has {len(manifest.legend)}.",
-            hint="Use the configuration that it was trained with.",
-        )
-    rounding = None
-    if precision == "fp16":
-        unrounded = expected
-        round_to_half(model)
-        expected, seconds = run_eager(model, tiles)
-        rounding = Parity.of(unrounded, expected)
+    model, expected, rounding, seconds = _prepare(segmenter, manifest, precision, tiles)
     graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size)
     if precision == "fp16":
         onnx_graph.store_half(graph)
@@ -189,6 +178,31 @@ def round_to_half(segmenter: Segmenter) -> None:
             parameter.copy_(parameter.half().float())
             if not bool(torch.isfinite(parameter).all()):
                 raise ModelError(f"{name} holds values beyond half precision.", hint="Export it with fp32.")
+
+
+def _prepare(
+    segmenter: Segmenter, manifest: Manifest, precision: Precision, tiles: torch.Tensor
+) -> tuple[Segmenter, Probabilities, Parity | None, float]:
+    """A copy to be traced, what it has to compute, what rounding changed, and seconds for one tile."""
+    model = copy.deepcopy(segmenter).cpu().float().eval()
+    expected, seconds = run_eager(model, tiles)
+    if expected.shape[1] != len(manifest.legend):
+        raise ModelError(
+            f"The model gives {expected.shape[1]} classes, its legend has {len(manifest.legend)}.",
+            hint="Use the configuration that it was trained with.",
+        )
+    model.fix_size(manifest.tile_size)
+    if precision == "fp32":
+        return model, expected, None, seconds
+    round_to_half(model)
+    rounded, seconds = run_eager(model, tiles)
+    rounding = Parity.of(expected, rounded)
+    if not rounding.disagreement <= MAX_ROUNDING:
+        raise ParityError(
+            f"Half precision changes the class of {100 * rounding.disagreement:.2f} % of the pixels.",
+            hint="Nothing was written. Export it with precision fp32.",
+        )
+    return model, rounded, rounding, seconds
 
 
 def _proved(parity: Parity, what: str) -> Parity:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
-from cegate_geo.html import INK, LINE, mix, svg, svg_text
+from cegate_geo.html import INK, LINE, ink_on, mix, svg, svg_text, ticks
 from cegate_geo.peft import KINDS, Kind, ModuleKey, Selection
 
 KIND_COLORS: dict[Kind, str] = {"spatial": "#2f6f9f", "semantic": "#c28a1c", "frequency": "#8a4f9e"}
@@ -46,11 +46,11 @@ def gate_map(selections: Sequence[Selection], steps: int) -> str:
                     f'fill="{KIND_COLORS[kind]}"><title>{key}: steps {start} to {stop}</title></rect>'
                 )
     bottom = TOP + len(kinds) * (layers * height + GAP)
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        anchor = "start" if share == 0 else "end" if share == 1 else "middle"
-        parts.append(svg_text(LEFT + PLOT_WIDTH * share, bottom + 10, f"{share * end:.0f}", anchor=anchor))
-    parts.append(svg_text(LEFT - 8, bottom + 10, "step", anchor="end"))
-    return svg(LEFT + PLOT_WIDTH + 8, bottom + 18, "Modules that were trained, over time", *parts)
+    for step in ticks(0, end, 6):
+        if step <= end:
+            parts.append(svg_text(LEFT + PLOT_WIDTH * step / end, bottom + 10, f"{step:g}", anchor="middle"))
+    parts.append(svg_text(LEFT - 8, bottom + 10, "step ", anchor="end"))
+    return svg(LEFT + PLOT_WIDTH + 16, bottom + 18, "Modules that were trained, over time", *parts)
 
 
 def spans(selections: Sequence[Selection], key: ModuleKey, end: int) -> list[tuple[int, int]]:
@@ -93,17 +93,17 @@ def score_map(selections: Sequence[Selection]) -> str:
         parts.append(svg_text(LEFT - 12, top + 23, kind, anchor="end", css="dark"))
         for layer in range(layers):
             key = ModuleKey(layer, kind)
-            share = mean.get(key, 0.0) / highest
+            fill = mix(KIND_COLORS[kind], mean.get(key, 0.0) / highest)
             frame = INK if key in selections[-1].active else LINE
             said = f"{key}: mean score {mean.get(key, 0.0):.3g}, chosen {chosen[key]} of {len(selections)} times"
             parts.append(
                 f'<rect x="{LEFT + layer * cell}" y="{top}" width="{cell - 3}" height="36" rx="3" '
-                f'fill="{mix(KIND_COLORS[kind], share)}" stroke="{frame}" stroke-width="{2 if frame == INK else 1}">'
+                f'fill="{fill}" stroke="{frame}" stroke-width="{2 if frame == INK else 1}">'
                 f"<title>{said}</title></rect>"
             )
             if cell >= 24:
-                x, css = LEFT + layer * cell + (cell - 3) / 2, "light" if share > 0.6 else ""
-                parts.append(svg_text(x, top + 22, str(chosen[key]), anchor="middle", css=css))
+                x = LEFT + layer * cell + (cell - 3) / 2
+                parts.append(svg_text(x, top + 22, str(chosen[key]), anchor="middle", css=ink_on(fill)))
     width = LEFT + layers * cell + 8
     return svg(width, TOP + 16 + len(kinds) * 40 + 6, "Fisher scores of all modules", *parts)
 

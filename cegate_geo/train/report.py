@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from cegate_geo.domain.confusion import Metrics
 from cegate_geo.domain.legend import Legend
@@ -18,6 +21,7 @@ from cegate_geo.html import (
     Series,
     card,
     figures,
+    ink_on,
     legend,
     line_chart,
     meter,
@@ -89,7 +93,7 @@ def _head(log: RunLog, settings: AdaptConfig, title: str) -> str:
     metrics = log.metrics
     if log.result:
         told = f"Finished after {done} steps; the weights of step {log.result.get('best_step', done)} were kept"
-        told += ", those with the best mean IoU on held-out tiles of the source." if metrics else "."
+        told += ", those with the best mean IoU on held-out tiles." if metrics else "."
     else:
         told = f"Not finished: {done} of {steps} steps are on record. Figures are of the last validation."
     values = []
@@ -132,14 +136,12 @@ def _gate(log: RunLog, settings: AdaptConfig) -> str:
         return ""
     kinds = [k for k in KIND_COLORS if any(key.kind == k for s in chosen for key in (*s.active, *s.scores))]
     colors = legend([(KIND_NAMES[k], KIND_COLORS[k]) for k in kinds])
-    often = f"Every {settings.peft.every} steps" if len(chosen) > 1 else "Once"
-    intro = (
-        f"<p>{often} the gate scored all {_total(log)} modules and trained those with the highest scores until the "
-        "next selection; the others kept the weights that they had.</p>"
-        if settings.peft.inactive == "frozen"
-        else f"<p>{often} the gate chose among {_total(log)} modules; the others were left out of the model.</p>"
-    )
     scores = score_map(log.selections)
+    often = f"Every {settings.peft.every} steps" if len(chosen) > 1 else "Once"
+    scored = f"the gate scored all {_total(log)} modules and trained those with the highest scores"
+    how = scored if scores else f"{len(chosen[-1].active)} of {_total(log)} modules were chosen to be trained"
+    others = "kept the weights that they had" if settings.peft.inactive == "frozen" else "were left out of the model"
+    intro = f"<p>{often} {how} until the next selection; the others {others}.</p>"
     note = (
         '<p class="small">Colour: share of the Fisher score of its type, mean of all selections. Number: how often it '
         f"was chosen, of {len(log.selections)}. Frame: chosen in the last selection.</p>"
@@ -191,14 +193,16 @@ def _confusion(metrics: Metrics) -> str:
         )
         for c, count in enumerate(line):
             share = count / sum(line) if sum(line) else 0.0
+            fill = mix(CONFUSION_COLOR, share)
             said = f"<title>{escape(name)} called {escape(names[c])}: {count:,} pixels</title>"
             parts.append(
                 f'<rect x="{left + c * size}" y="{y}" width="{size - 2}" height="{size - 2}" rx="2" '
-                f'fill="{mix(CONFUSION_COLOR, share)}">{said}</rect>'
+                f'fill="{fill}">{said}</rect>'
             )
             text = f"{100 * share:.0f}" if sum(line) else "-"
-            css = "light" if share > 0.55 else ""
-            parts.append(svg_text(left + c * size + size / 2 - 1, y + size / 2 + 4, text, anchor="middle", css=css))
+            parts.append(
+                svg_text(left + c * size + size / 2 - 1, y + size / 2 + 4, text, anchor="middle", css=ink_on(fill))
+            )
     width = left + len(names) * size + 4.5 * max(len(n) for n in names)
     return svg(width, slanted + len(names) * size + 4, "Confusion matrix", *parts)
 
@@ -208,8 +212,20 @@ def _pictures(log: RunLog, names: Legend) -> str:
     if not paths:
         return ""
     colors = legend([*((c.name, c.hex) for c in names), ("left out", "#ffffff")])
-    tiles = "".join(picture(p.read_bytes(), f"{p.stem}: imagery, truth, prediction") for p in paths)
-    return f"<p>Not seen in training. From left to right: imagery, truth, prediction.</p>{colors}{tiles}"
+    tiles = "".join(picture(png, f"{path.stem}: {what}") for path in paths for what, png in _parts(path))
+    return f'<p>Not seen in training.</p>{colors}<div class="three">{tiles}</div>'
+
+
+def _parts(path: Path) -> list[tuple[str, bytes]]:
+    """What a picture of a tile shows side by side, as PNGs."""
+    found = []
+    with Image.open(path) as whole:
+        side = whole.width // 3
+        for n, what in enumerate(("imagery", "truth", "prediction")):
+            buffer = io.BytesIO()
+            whole.crop((n * side, 0, (n + 1) * side, whole.height)).save(buffer, "PNG", optimize=True)
+            found.append((what, buffer.getvalue()))
+    return found
 
 
 def _sizes(log: RunLog) -> str:

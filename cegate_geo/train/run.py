@@ -45,11 +45,16 @@ class Run:
         backbone = list(self.segmenter.backbone.parameters()) if self.config.peft.method == "full" else []
         return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *backbone]
 
+    @property
+    def keeps_backbone(self) -> bool:
+        """Whether the backbone's weights can't be had elsewhere: they were trained, or drawn at random."""
+        return self.config.peft.method == "full" or self.config.model.weights == "random"
+
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The trained weights by name; `load_state_dict` takes them back."""
+        """The weights that can't be had elsewhere by name; `load_state_dict` takes them back."""
         state = {f"head.{k}": v for k, v in self.segmenter.head.state_dict().items()}
         state |= {f"module.{k}": v for k, v in self.toolbox.state_dict().items()}
-        if self.config.peft.method == "full":
+        if self.keeps_backbone:
             state |= {f"backbone.{k}": v for k, v in self.segmenter.backbone.state_dict().items()}
         return state
 
@@ -61,11 +66,11 @@ class Run:
             parts[part][name] = value
         self.segmenter.head.load_state_dict(parts["head"])
         self.toolbox.load_state_dict(parts["module"])
-        if self.config.peft.method == "full":
+        if self.keeps_backbone:
             self.segmenter.backbone.load_state_dict(parts["backbone"])
 
     def save(self) -> None:
-        """Write `adapter.safetensors`: the trained weights, the active modules, the facts."""
+        """Write `adapter.safetensors`: the weights of `state_dict`, the active modules, the facts."""
         table = {
             "active": sorted(str(k) for k in self.active),
             "ever_active": sorted(str(k) for k in self.ever_active),
