@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
+from timm.models import load_state_dict
 from torch import nn
 
 from cegate_geo.errors import ModelError
@@ -56,7 +60,7 @@ def load_backbone(architecture: str, weights: str | Path = "", *, image_size: in
 
 def _load_own(spec: BackboneSpec, path: Path, image_size: int) -> tuple[nn.Module, BackboneSpec]:
     kwargs = {**spec.kwargs, "img_size": image_size}
-    model = _create(spec.architecture, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs)
+    model = _create(spec.architecture, path, **kwargs)
     return model, BackboneSpec(architecture=spec.architecture, kwargs=kwargs, mean=spec.mean, std=spec.std)
 
 
@@ -68,28 +72,61 @@ def _load_published(
         kwargs["img_size"] = image_size
         if "patch14" in architecture:
             kwargs["patch_size"] = 16
-    overlay = {"pretrained_cfg_overlay": {"file": str(path)}} if path is not None else {}
-    model = _create(architecture, pretrained=pretrained, **kwargs, **overlay)
+    model = _create(architecture, path, pretrained=pretrained, **kwargs)
     config = resolve_model_data_config(model)
     return model, BackboneSpec(
         architecture=architecture, kwargs=kwargs, mean=tuple(config["mean"]), std=tuple(config["std"])
     )
 
 
-def _create(architecture: str, **kwargs: Any) -> nn.Module:
+def _create(architecture: str, path: Path | None, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
+    """Build a ViT; weights come from `path`, else from the hub, and have to fit to the last tensor."""
+    if path is not None:
+        # Said to hold no classifier, timm loads strictly; else it would leave what a file lacks at random.
+        kwargs["pretrained_cfg_overlay"] = {"state_dict": _read_weights(path), "num_classes": 0}
     try:
-        return timm.create_model(architecture, num_classes=0, **kwargs)
-    except (RuntimeError, OSError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        with contextlib.redirect_stdout(io.StringIO()):  # timm prints when it drops DINOv3's zero biases
+            model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=0, **kwargs)
+    except (RuntimeError, OSError, KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:400] or repr(error)
         raise ModelError(
-            f"The backbone {architecture!r} can't be loaded: {reason}",
+            f"The backbone {architecture!r} can't be loaded{f' from {path}' if path is not None else ''}: {reason}",
             hint="Check the timm name and the file; without network give weights = 'path to the file'.",
         ) from error
+    if path is not None:
+        cast(dict[str, Any], model.pretrained_cfg).pop("state_dict", None)
+    if not all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens")):
+        raise ModelError(
+            f"{architecture!r} is no plain ViT, but a {type(model).__name__}.",
+            hint="Use one, for example vit_small_patch14_dinov2.lvd142m.",
+        )
+    return model
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a weights file by name, without those of a classifier."""
+    try:
+        table = load_state_dict(str(path), weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
+        raise ModelError(
+            f"{path} is damaged, or holds more than tensors and can't be read safely.",
+            hint="Fetch it again, or give the tensors only, as safetensors or a state dict of torch.save.",
+        ) from error
+    if not table or not all(isinstance(v, torch.Tensor) for v in table.values()):
+        raise ModelError(f"{path} holds no table of tensors.", hint="Give a state dict.")
+    return {k: v for k, v in table.items() if not k.startswith("head.")}
 
 
 def save_backbone(model: nn.Module, spec: BackboneSpec, path: Path, *, provenance: Mapping[str, Any]) -> None:
-    """Write the weights in half precision as safetensors, with what `load_backbone` needs as metadata."""
+    """Write the weights in half precision as safetensors, with what `load_backbone` needs as metadata.
+
+    Raises:
+        ModelError: If a weight is not finite, or too large for half precision.
+    """
     tensors = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
+    wrong = [k for k, v in tensors.items() if not v.isfinite().all()]
+    if wrong:
+        raise ModelError(f"{wrong[:3]} hold values that half precision can't.", hint="Lower the learning rate.")
     table = {
         "architecture": spec.architecture,
         "kwargs": dict(spec.kwargs),

@@ -33,6 +33,8 @@ def read_toml(path: Path) -> dict[str, Any]:
 def apply_overrides(table: dict[str, Any], overrides: typing.Iterable[str]) -> dict[str, Any]:
     """A copy of `table` with `section.key=value` entries set; values are TOML, bare words are strings.
 
+    Entries of a list of tables are named by number, from 0: `source.0.images=a.tif`.
+
     Example:
         >>> apply_overrides({}, ["train.steps=10", "model.head=dpt"])
         {'train': {'steps': 10}, 'model': {'head': 'dpt'}}
@@ -47,13 +49,28 @@ def apply_overrides(table: dict[str, Any], overrides: typing.Iterable[str]) -> d
             value = tomllib.loads(f"value = {raw}")["value"]
         except tomllib.TOMLDecodeError:
             value = raw
-        place = result
+        place: Any = result
         for key in keys[:-1]:
-            place = place.setdefault(key, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"{name!r} reaches into {key!r}, which is no table.", hint="Set it in the file.")
+            place = _inner(place, key, name)
+        if not isinstance(place, dict):
+            raise ConfigError(
+                f"{name!r} sets a key of a list.", hint="Name the entry by number, as in source.0.images."
+            )
         place[keys[-1]] = value
     return result
+
+
+def _inner(place: Any, key: str, name: str) -> Any:
+    """The table or list under a key; a missing table is made."""
+    if isinstance(place, list):
+        if not key.isdecimal() or int(key) >= len(place):
+            raise ConfigError(f"{name!r}: the list has no entry {key!r}.", hint=f"It has {len(place)}, from 0.")
+        inner = place[int(key)]
+    else:
+        inner = place.setdefault(key, {})
+    if not isinstance(inner, dict | list):
+        raise ConfigError(f"{name!r} reaches into {key!r}, which is no table.", hint="Set it in the file.")
+    return inner
 
 
 def build(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
@@ -114,7 +131,10 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} = {value!r} is no table.", hint=f"Write [{where}] and its keys below.")
-        return {_key(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        result = {_key(args[0], k, where): _convert(args[1], v, f"{where}.{k}") for k, v in value.items()}
+        if len(result) < len(value):
+            raise ConfigError(f"[{where}] has a key twice: {', '.join(map(repr, value))}.", hint="Keep one of them.")
+        return result
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if kind is Any or (

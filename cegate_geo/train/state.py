@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from cegate_geo.errors import InputError
@@ -85,7 +86,7 @@ def load_state(
                 _, index, entry = key.split(".", 2)
                 state.setdefault(int(index), {})[entry] = value
         optimizer.load_state_dict({"state": state, "param_groups": table["groups"]})
-    except (OSError, json.JSONDecodeError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(
             f"{folder} holds no state that can be resumed: {error}.", hint="Start without --resume, in a new folder."
         ) from error
