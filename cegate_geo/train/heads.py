@@ -85,9 +85,16 @@ class DptHead(nn.Module):
         """Levels (N, D, h, w), shallow to deep → (N, K, 4h, 4w) for four levels; the image is not looked at."""
         return self.out(self.fuse(features))
 
-    def fuse(self, features: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Levels (N, D, h, w), shallow to deep → (N, dim, 4h, 4w) for four levels."""
+    def fuse(self, features: Sequence[torch.Tensor], beside: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+        """Levels (N, D, h, w), shallow to deep → (N, dim, 4h, 4w) for four levels.
+
+        Args:
+            features: Token maps.
+            beside: Maps to add to the reassembled ones, of their shapes; none by default.
+        """
         maps = [r(n(f)) for r, n, f in zip(self.reassemble, self.norms, features, strict=True)]
+        if beside:
+            maps = [own + other for own, other in zip(maps, beside, strict=True)]
         fused = self.units[-1](maps[-1])
         for unit, finer in zip(reversed(self.units[:-1]), reversed(maps[:-1]), strict=True):
             fused = unit(finer + F.interpolate(fused, size=finer.shape[-2:], mode="bilinear", align_corners=False))
@@ -95,10 +102,10 @@ class DptHead(nn.Module):
 
 
 class DetailHead(nn.Module):
-    """A `DptHead` whose fine maps also see the image through a few convolutions.
+    """A `DptHead` beside a light convolutional pyramid of the image, as the spatial prior of ViT-Adapter.
 
-    A patch of 16 pixels blurs outlines; a light convolutional stem at strides 2 and 4 brings them back, as in ViTMatte
-    (arXiv 2305.15272). The logits have stride 2.
+    A patch of 16 pixels blurs outlines, and a small backbone knows little texture; convolutions at strides 2 to 32
+    bring both (arXiv 2205.08534, section 3.2, without its attention). The logits have stride 2.
 
     Args:
         in_dim: Width D of the tokens.
@@ -112,8 +119,8 @@ class DetailHead(nn.Module):
         self.dpt = DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
         half = dim // 2
         self.stem = _downsample(3, half)
-        self.deeper = nn.Sequential(_downsample(half, dim), ResidualUnit(dim))
-        self.join = ResidualUnit(dim)
+        widths = [half] + [dim] * (levels - 1)
+        self.pyramid = nn.ModuleList([nn.Sequential(_downsample(w, dim), ResidualUnit(dim)) for w in widths])
         self.narrow = nn.Conv2d(dim, half, 1)
         self.dpt.out = nn.Sequential(
             nn.Conv2d(2 * half, half, 3, padding=1), nn.GroupNorm(4, half), nn.ReLU(), nn.Conv2d(half, classes, 1)
@@ -122,9 +129,10 @@ class DetailHead(nn.Module):
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
         """Levels (N, D, h, w), shallow to deep, and the image (N, 3, H, W) → (N, K, H / 2, W / 2)."""
         fine = self.stem(image)
-        detail = self.deeper(fine)
-        coarse = F.interpolate(self.dpt.fuse(features), size=detail.shape[-2:], mode="bilinear", align_corners=False)
-        joined = self.narrow(self.join(coarse + detail))
+        maps: list[torch.Tensor] = []
+        for stage in self.pyramid:
+            maps.append(stage(maps[-1] if maps else fine))
+        joined = self.narrow(self.dpt.fuse(features, maps))
         joined = F.interpolate(joined, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.dpt.out(torch.cat([joined, fine], 1))
 
