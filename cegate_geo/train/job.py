@@ -106,7 +106,7 @@ def _unfuse_attention(vit: torch.nn.Module) -> None:
     """On CPUs torch's fused attention trains a fifth slower than the matrix products that it replaces."""
     for module in vit.modules():
         if hasattr(module, "fused_attn"):
-            module.fused_attn = False
+            module.fused_attn = False  # type: ignore[assignment]
 
 
 def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
