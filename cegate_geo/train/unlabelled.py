@@ -17,6 +17,9 @@ from torch.nn import functional as F
 
 from cegate_geo.errors import InputError, RasterError
 
+SIDECARS = (".aux.xml", ".ovr", ".msk", ".qml")
+"""Endings of files that belong to a raster and are none."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnlabelledSource:
@@ -82,12 +85,13 @@ def _jitter(chip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
 
 
 def expand(pattern: str) -> list[Path]:
-    """Files that match a path or glob pattern, sorted.
+    """Files that match a path or glob pattern, sorted, without what GDAL and QGIS lay beside a raster.
 
     Raises:
         InputError: If none does.
     """
-    paths = [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207 - absolute patterns, too
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns, too
+    paths = [Path(p) for p in found if not p.lower().endswith(SIDECARS)]
     if not paths:
         raise InputError(
             f"No file matches {pattern!r}.", hint="Check the path; patterns are relative to where you are."

@@ -117,14 +117,17 @@ def test_a_window_is_a_part_of_the_whole_from_file_and_from_memory(
     values = noise(SHAPE)
     values[:, 40:50, 60:80] = 0
     raster = write_raster(tmp_path / "scene.tif", values, nodata=0)
-    shapes = blobs(TRANSFORM)
-    burnt = rasterize([(s, 7) for s in shapes], out_shape=SHAPE, transform=TRANSFORM, fill=0, dtype="uint8")
+    shapes = blobs(TRANSFORM, count=60)
+    kinds = [(7, 1, 0)[n % 3] for n in range(60)]  # many overlap: the later counts
+    burnt = rasterize(
+        list(zip(shapes, kinds, strict=True)), out_shape=SHAPE, transform=TRANSFORM, fill=0, dtype="uint8"
+    )
     labels = tmp_path / f"labels.{'gpkg' if kind == 'polygons' else 'tif'}"
     if not labels.exists():
-        write_polygons(labels, shapes) if kind == "polygons" else write_raster(labels, burnt)
-    scene = opened(raster, labels, cache_mb=cache_mb)
+        write_polygons(labels, shapes, id=kinds) if kind == "polygons" else write_raster(labels, burnt)
+    scene = opened(raster, labels, cache_mb=cache_mb, label_field="id")
     expected_valid = (values != 0).any(0)
-    expected_labels = np.where(expected_valid, np.where(burnt == 7, ROAD, OTHER), IGNORE_INDEX)
+    expected_labels = np.where(expected_valid, np.choose(burnt % 5, [OTHER, BUILDING, ROAD]), IGNORE_INDEX)
     padded = [
         np.pad(a, [(0, 0)] * (a.ndim - 2) + [(150, 150)] * 2, constant_values=fill)
         for a, fill in ((values, 0), (expected_valid, False), (expected_labels, IGNORE_INDEX))
