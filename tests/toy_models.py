@@ -65,12 +65,8 @@ def brightness(
     """Two classes: the mean of all bands, below and above the middle of the range."""
     contract = manifest(2, size=size, halo=halo, **more)
     share = np.full((1, channels, 1, 1), 1 / channels, np.float32)
-    kernel = np.concatenate([-20 * share, 20 * share]).astype(np.float32)
-    nodes = [
-        helper.make_node("Conv", ["x", "kernel", "bias"], ["l"]),
-        helper.make_node("Softmax", ["l"], ["y"], axis=1),
-    ]
-    weights = {"kernel": kernel, "bias": np.array([10, -10], np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "kernel", "bias"], ["y"])]
+    weights = {"kernel": np.concatenate([-share, share]), "bias": np.array([1, 0], np.float32)}
     sides: tuple[int | str, int | str] = ("h", "w") if dynamic else (size, size)
     return save(path, contract, nodes, weights, classes=2, sides=sides, channels=channels)
 
@@ -91,6 +87,53 @@ def convolutions(path: Path, *, layers: int = 2, classes: int = 3, halo: int = 8
     nodes.append(helper.make_node("Softmax", ["logits"], ["y"], axis=1))
     contract = manifest(classes, size=size, halo=halo, **more)
     return save(path, contract, nodes, weights, classes=classes, sides=("h", "w"))
+
+
+def transformer(path: Path, *, size: int = 256, halo: int = 64, seed: int = 0) -> Path:
+    """A small vision transformer with random weights: patches of 16, positions, two blocks of self-attention.
+
+    Every output pixel depends on every input pixel of its tile and on where in the tile it lies.
+    """
+    random, side, width = np.random.default_rng(seed), size // 16, 24
+    where = np.linspace(0, np.pi, side)
+    waves = [np.cos(a * where)[:, None] * np.cos(b * where)[None] for a in range(3) for b in range(3)]
+    positions = random.normal(size=(width, len(waves))) @ np.reshape(waves, (len(waves), -1))
+    weights: dict[str, npt.NDArray[np.generic]] = {
+        "embed": random.normal(size=(width, 3, 16, 16)).astype(np.float32) / 28,
+        "positions": positions.T[None].astype(np.float32) * 0.4,
+        "tokens": np.array([0, width, side * side]),
+        "grid": np.array([0, 3, side, side]),
+        "scale": np.array([1, 1, 16, 16], np.float32),
+        "root": np.array(width**-0.5, np.float32),
+        "head": (random.normal(size=(width, 3)) * 0.35).astype(np.float32),
+    }
+    make = helper.make_node
+    nodes = [
+        make("Conv", ["x", "embed"], ["patches"], strides=[16, 16]),
+        make("Reshape", ["patches", "tokens"], ["flat"]),
+        make("Transpose", ["flat"], ["sequence"], perm=[0, 2, 1]),
+        make("Add", ["sequence", "positions"], ["t0"]),
+    ]
+    for n in range(2):
+        for part in "qkv":
+            weights[f"{part}{n}"] = (random.normal(size=(width, width)) * width**-0.5).astype(np.float32)
+            nodes.append(make("MatMul", [f"t{n}", f"{part}{n}"], [f"{part}_{n}"]))
+        nodes += [
+            make("Transpose", [f"k_{n}"], [f"kt_{n}"], perm=[0, 2, 1]),
+            make("MatMul", [f"q_{n}", f"kt_{n}"], [f"s_{n}"]),
+            make("Mul", [f"s_{n}", "root"], [f"scaled_{n}"]),
+            make("Softmax", [f"scaled_{n}"], [f"attention_{n}"], axis=-1),
+            make("MatMul", [f"attention_{n}", f"v_{n}"], [f"mixed_{n}"]),
+            make("Add", [f"t{n}", f"mixed_{n}"], [f"t{n + 1}"]),
+        ]
+    nodes += [
+        make("MatMul", ["t2", "head"], ["scores"]),
+        make("Transpose", ["scores"], ["channels"], perm=[0, 2, 1]),
+        make("Reshape", ["channels", "grid"], ["coarse"]),
+        make("Resize", ["coarse", "", "scale"], ["fine"], mode="linear"),
+        make("Softmax", ["fine"], ["y"], axis=1),
+    ]
+    return save(path, manifest(3, size=size, halo=halo), nodes, weights, classes=3, sides=(size, size))
 
 
 def write_raster(path: Path, values: npt.NDArray[np.generic], **profile: Any) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -25,8 +26,7 @@ PROGRESS_EVERY_S = 0.2
 
 def wants_events(words: Sequence[str]) -> bool:
     """Whether a command line asks for events, before it is parsed: errors of parsing are events too."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    return any(word == "--events=jsonl" or (word == "--events" and after == "jsonl") for word, after in pairs)
+    return "--events=jsonl" in words or ("--events", "jsonl") in itertools.pairwise(words)
 
 
 class EventStream:

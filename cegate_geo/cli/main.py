@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str], state: dict[str, Any], events: EventStream | None) -> int:
     try:
         state["events"] = events
-        cli.main(args=words, prog_name="cegate-geo", standalone_mode=False, obj=state)
+        code = cli.main(args=words or ["--help"], prog_name="cegate-geo", standalone_mode=False, obj=state)
     except click.exceptions.Exit as exit_:
         return exit_.exit_code
     except click.ClickException as error:
@@ -149,7 +149,7 @@ def _run(words: list[str], state: dict[str, Any], events: EventStream | None) ->
         hint = "This is a fault of cegate-geo: please report it, with what -v says."
         text = f"{type(error).__name__}: {error}"
         return _fail("internal", text, hint, EXIT_FAILED, events=events, state=state, error=error)
-    return EXIT_DONE
+    return code if isinstance(code, int) else EXIT_DONE  # click gives the code of ctx.exit() back
 
 
 def _fail(

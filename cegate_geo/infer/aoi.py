@@ -106,13 +106,15 @@ def read_area(source: str, georeference: Georeference, *, invert: bool = False) 
 
 
 def _to_pixels(geometry: Any, crs: str | None, georeference: Georeference) -> Any:
+    """A polygon in the scene's pixels; of one that reaches far beyond the scene the part around it."""
     if crs and georeference.crs:
         target = pyproj.CRS.from_wkt(georeference.crs.to_wkt())
         if pyproj.CRS.from_user_input(crs) != target:
-            left, bottom, right, top = geometry.bounds
+            project = pyproj.Transformer.from_crs(crs, target, always_xy=True)
+            geometry = _near(geometry, project, georeference)
+            left, bottom, right, top = geometry.bounds if not geometry.is_empty else (0, 0, 0, 0)
             step = max(right - left, top - bottom) / EDGE_PARTS
             geometry = shapely.segmentize(geometry, step) if step > 0 else geometry
-            project = pyproj.Transformer.from_crs(crs, target, always_xy=True)
             geometry = shapely.transform(geometry, lambda xy: np.stack(project.transform(xy[:, 0], xy[:, 1]), axis=1))
             if not np.isfinite(shapely.get_coordinates(geometry)).all():
                 raise InputError("The area of interest reaches out of the scene's CRS.", hint="Cut it to the scene.")
@@ -128,3 +130,14 @@ def _to_pixels(geometry: Any, crs: str | None, georeference: Georeference) -> An
         ),
     )
     return geometry if geometry.is_valid else shapely.make_valid(geometry)
+
+
+def _near(geometry: Any, project: pyproj.Transformer, georeference: Georeference) -> Any:
+    """Cut a polygon to the scene's surroundings: elsewhere the scene's CRS may not reach."""
+    left, bottom, right, top = georeference.grid.bounds
+    wide, high = (right - left) / 4, (top - bottom) / 4
+    around = project.transform_bounds(left - wide, bottom - high, right + wide, top + high, direction="INVERSE")
+    if not np.isfinite(around).all() or around[0] >= around[2]:
+        return geometry  # around a pole, or across the date line
+    good = geometry if geometry.is_valid else shapely.make_valid(geometry)
+    return shapely.intersection(good, shapely.box(*around))

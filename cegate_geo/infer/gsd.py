@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,9 @@ class GroundMeasure:
         self._semi_major = ellipsoid.semi_major_metre
         flattening = 1 / ellipsoid.inverse_flattening if ellipsoid.inverse_flattening else 0.0
         self._eccentricity2 = flattening * (2 - flattening)
-        self._lattice: tuple[FloatArray, FloatArray, FloatArray] | None = None
+        rows, cols = np.array([self._shape[0] / 2]), np.array([self._shape[1] / 2])
+        east_x, north_x, east_y, north_y = self._steps(cols, rows)
+        self._size = GroundSize(float(np.hypot(east_x, north_x)[0]), float(np.hypot(east_y, north_y)[0]))
 
     def _degrees(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         t = self._transform
@@ -87,34 +90,34 @@ class GroundMeasure:
 
     def size(self) -> GroundSize:
         """At the raster's centre."""
-        rows, cols = np.array([self._shape[0] / 2]), np.array([self._shape[1] / 2])
-        east_x, north_x, east_y, north_y = self._steps(cols, rows)
-        return GroundSize(float(np.hypot(east_x, north_x)[0]), float(np.hypot(east_y, north_y)[0]))
+        return self._size
 
     def areas(self, cols: FloatArray, rows: FloatArray) -> FloatArray:
         """Square metres of the pixels around points, in pixel coordinates (0.5, 0.5 is the first pixel's centre)."""
         east_x, north_x, east_y, north_y = self._steps(cols, rows)
         return np.abs(east_x * north_y - east_y * north_x)
 
-    def row_areas(self, window: Window) -> FloatArray:
-        """Square metres of the pixels in the middle of each row of a window: (H,) float64.
+    def row_areas(self, window: Window) -> Iterator[tuple[Window, FloatArray]]:
+        """Square metres of a window's pixels: upright parts in which pixels of one row are alike, with (H,) float64.
 
-        Meant for windows narrow enough that pixels of one row are alike; see `lattice_columns`.
+        Both parts and the points between which areas are interpolated lie on a lattice of the whole raster, so that a
+        pixel has the same area in whatever window it is asked for.
         """
-        middle = (window.col_off + window.col_end) / 2
         step = self._lattice_step()
-        knots = np.unique(np.r_[np.arange(window.row_off, window.row_end, step), window.row_end - 1]) + 0.5
-        areas = self.areas(np.full(len(knots), middle), knots)
-        result: FloatArray = np.interp(np.arange(window.row_off, window.row_end) + 0.5, knots, areas)
-        return result
+        width = 4 * step
+        knots = np.arange(window.row_off // step, (window.row_end - 1) // step + 2) * step + 0.5
+        rows = np.arange(window.row_off, window.row_end) + 0.5
+        for block in range(window.col_off // width, (window.col_end - 1) // width + 1):
+            strip = Window(col_off=block * width, row_off=window.row_off, width=width, height=window.height)
+            middle = (strip.col_off + min(strip.col_end, self._shape[1])) / 2
+            areas = self.areas(np.full(len(knots), middle), np.minimum(knots, self._shape[0] - 0.5))
+            part = strip.intersection(window)
+            if part is not None:
+                yield part, np.interp(rows, knots, areas)
 
     def _lattice_step(self) -> int:
-        size = self.size()
+        size = self._size
         return max(1, min(LATTICE_STEP, int(LATTICE_DEGREES * 111_000 / max(size.x_m, size.y_m))))
-
-    def lattice_columns(self) -> int:
-        """Width in pixels within which pixels of one row may be taken as alike."""
-        return 4 * self._lattice_step()
 
 
 def measure(georeference: Georeference) -> GroundMeasure | None:

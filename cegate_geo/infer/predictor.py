@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
-from cegate_geo.errors import ModelError, RuntimeMissingError
+from cegate_geo.errors import ModelError, ProviderWarning, RuntimeMissingError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Names on the command line → names in onnxruntime."""
@@ -128,6 +129,12 @@ def load_predictor(path: Path, options: SessionOptions | None = None) -> Predict
         raise ModelError(
             f"{names[0]} was asked for, but onnxruntime fell back to {running}.",
             hint="Check the driver and the CUDA version with cegate-geo doctor, or use --provider cpu.",
+        )
+    if running != names[0]:
+        warnings.warn(
+            f"{names[0]} could not be used; the model runs on {running}. cegate-geo doctor says more.",
+            ProviderWarning,
+            stacklevel=2,
         )
     manifest = read_manifest(path, session.get_modelmeta().custom_metadata_map)
     return _checked(path, manifest, session, running)

@@ -21,22 +21,19 @@ class Tally:
 
     def __init__(self, legend: Legend, ground: GroundMeasure | None) -> None:
         self._legend, self._ground = legend, ground
-        self._columns = ground.lattice_columns() if ground else 0
         self._pixels = np.zeros(len(legend), np.int64)
         self._areas = np.zeros(len(legend), np.float64)
 
     def add(self, window: Window, channels: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.bool_]) -> None:
         """Count the winning channels (H, W) of a window where `wanted` (H, W)."""
-        step = self._columns or window.width
-        for start in range(0, window.width, step):
-            stop = min(start + step, window.width)
-            counts = self._by_row(channels[:, start:stop], wanted[:, start:stop])
+        if self._ground is None:
+            self._pixels += self._by_row(channels, wanted).sum(axis=0)
+            return
+        for part, areas in self._ground.row_areas(window):
+            where = part.slices(window)
+            counts = self._by_row(channels[where], wanted[where])
             self._pixels += counts.sum(axis=0)
-            if self._ground is not None:
-                part = Window(
-                    col_off=window.col_off + start, row_off=window.row_off, width=stop - start, height=window.height
-                )
-                self._areas += self._ground.row_areas(part) @ counts
+            self._areas += areas @ counts
 
     def _by_row(
         self, channels: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.bool_]

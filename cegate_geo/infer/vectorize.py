@@ -179,12 +179,10 @@ def _measure(
     certainty = np.bincount(labels.ravel(), weights=confidence.ravel(), minlength=size)
     areas = np.zeros(size)
     if ground is not None:
-        step = ground.lattice_columns()
-        for start in range(0, window.width, step):
-            stop = min(start + step, window.width)
-            part = Window(col_off=start, row_off=window.row_off, width=stop - start, height=window.height)
-            weights = np.broadcast_to(ground.row_areas(part)[:, None], part.shape)
-            areas += np.bincount(labels[:, start:stop].ravel(), weights=weights.ravel(), minlength=size)
+        for part, row_areas in ground.row_areas(window):
+            inside = labels[part.slices(window)]
+            weights = np.broadcast_to(row_areas[:, None], inside.shape)
+            areas += np.bincount(inside.ravel(), weights=weights.ravel(), minlength=size)
     for number, shape in found.items():
         shape.pixels, shape.confidence = int(pixels[number]), float(certainty[number])
         shape.area_m2 = float(areas[number])

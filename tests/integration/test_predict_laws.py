@@ -111,6 +111,32 @@ def test_too_small_a_halo_is_seen_at_tile_edges(tmp_path: Path) -> None:
     assert (toys.read(tmp_path / "mask.tif")[0] != whole[0].argmax(axis=0)).any()
 
 
+def largest_step(probabilities: np.ndarray) -> float:
+    """Largest difference between neighbouring pixels, along both axes, 0 to 1."""
+    values = probabilities.astype(float) / 255
+    return max(np.abs(np.diff(values, axis=axis)).max() for axis in (1, 2))
+
+
+def test_blending_leaves_no_seams_where_cropping_does(tmp_path: Path) -> None:
+    """A transformer sees its whole tile, so no halo makes neighbours agree. The scene is smooth: steps are seams."""
+    rows, cols = np.mgrid[:640, :700] / 100
+    bands = [np.sin(rows + cols), np.cos(rows - 2 * cols), np.sin(2 * rows)]
+    toys.write_raster(tmp_path / "scene.tif", (np.array(bands) * 100 + 127).astype(np.uint8))
+    model = toys.transformer(tmp_path / "vit.onnx")
+    steps = {}
+    for stitch in ("crop", "blend"):
+        predict(
+            tmp_path / "scene.tif",
+            tmp_path / f"{stitch}.tif",
+            model=model,
+            probabilities=tmp_path / f"p_{stitch}.tif",
+            stitch=stitch,
+        )
+        steps[stitch] = largest_step(toys.read(tmp_path / f"p_{stitch}.tif"))
+    assert steps["crop"] > 0.1, "the model is too tame for this test"
+    assert steps["blend"] <= 0.02
+
+
 def blob(shape: tuple[int, int], *, at: tuple[int, int] = (45, 50), radius: int = 23) -> np.ndarray:
     """Where there is data: all but a disc that crosses tile edges, and a line."""
     rows, cols = np.mgrid[: shape[0], : shape[1]]

@@ -1,0 +1,208 @@
+"""Areas of interest, polygons, and square metres."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyogrio
+import pyproj
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.features import rasterize
+
+from cegate_geo.api import predict
+from cegate_geo.errors import InputError
+from cegate_geo.infer import vectorize as module
+from cegate_geo.infer.components import label_areas
+from tests import toy_models as toys
+
+NORTH = Affine(0.13, 0, 300_000, 0, -0.13, 3_000_000)
+
+
+def write_polygons(path: Path, polygons: list[Any], crs: str | None) -> Path:
+    features = [{"type": "Feature", "properties": {}, "geometry": shapely.geometry.mapping(p)} for p in polygons]
+    table: dict[str, Any] = {"type": "FeatureCollection", "features": features}
+    if crs:
+        table["crs"] = {"type": "name", "properties": {"name": f"urn:ogc:def:crs:{crs.replace(':', '::')}"}}
+    path.write_text(json.dumps(table), encoding="utf-8")
+    return path
+
+
+def pixel_box(left: int, top: int, right: int, bottom: int) -> Any:
+    """A rectangle of whole pixels, in the toy scenes' CRS."""
+    corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
+    return shapely.Polygon([NORTH @ corner for corner in corners])
+
+
+def test_far_from_the_areas_no_tile_is_run(tmp_path: Path) -> None:
+    """Two areas of 60 px in a scene of 49 tiles run at most 8."""
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((1344, 1344)))
+    aoi = write_polygons(
+        tmp_path / "aoi.geojson", [pixel_box(100, 120, 160, 180), pixel_box(1000, 1100, 1060, 1160)], "EPSG:32645"
+    )
+    model = toys.brightness(tmp_path / "m.onnx", size=256, halo=32)
+    predict(scene, tmp_path / "whole.tif", model=model)
+    result = predict(scene, tmp_path / "part.tif", model=model, aoi=aoi)
+    whole, part = toys.read(tmp_path / "whole.tif")[0], toys.read(tmp_path / "part.tif")[0]
+    asked = np.zeros((1344, 1344), bool)
+    asked[120:180, 100:160] = asked[1100:1160, 1000:1060] = True
+    np.testing.assert_array_equal(part, np.where(asked, whole, 255))
+    assert result.tiles - result.skipped_tiles <= 8
+    assert result.nodata_pixels == np.count_nonzero(~asked)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_areas_with_holes_in_another_crs_are_exact_to_the_pixel(tmp_path: Path, invert: bool) -> None:
+    """Oracle: rasterio burns the polygons, projected by pyproj, into the scene's grid."""
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((200, 300)))
+    rings = shapely.Polygon(
+        [NORTH @ p for p in [(20.3, 15.2), (250.7, 30.1), (180.2, 180.9), (40.4, 150.8)]],
+        [[NORTH @ p for p in [(80, 60), (120, 70), (100, 110)]]],
+    )
+    project = pyproj.Transformer.from_crs(32645, 4326, always_xy=True)
+    there = shapely.transform(rings, lambda xy: np.stack(project.transform(xy[:, 0], xy[:, 1]), axis=1))
+    shapes = shapely.MultiPolygon([there, shapely.box(0, 0, 1, 1)])
+    aoi = write_polygons(tmp_path / "aoi.geojson", [shapes], "OGC:CRS84")
+    predict(scene, tmp_path / "mask.tif", model=toys.brightness(tmp_path / "m.onnx"), aoi=aoi, invert_aoi=invert)
+    inside = rasterize([rings], out_shape=(200, 300), transform=NORTH).astype(bool)
+    got = toys.read(tmp_path / "mask.tif")[0] != 255
+    assert np.count_nonzero(got != (inside ^ invert)) <= 5, "a pixel's centre may lie on an edge"
+
+
+def test_useless_areas_are_refused(tmp_path: Path) -> None:
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((60, 60)))
+    model = toys.brightness(tmp_path / "m.onnx")
+    elsewhere = write_polygons(tmp_path / "far.geojson", [shapely.box(10, 10, 11, 11)], "OGC:CRS84")
+    points = write_polygons(tmp_path / "points.geojson", [shapely.Point(1, 1)], "OGC:CRS84")
+    (tmp_path / "junk.gpkg").write_text("no vector file")
+    for aoi in (elsewhere, points, tmp_path / "junk.gpkg", f"{elsewhere}|nolayer"):
+        with pytest.raises(InputError):
+            predict(scene, tmp_path / "mask.tif", model=model, aoi=aoi)
+    assert not (tmp_path / "mask.tif").exists()
+
+
+def make_mask(path: Path, ids: np.ndarray) -> tuple[Path, Path]:
+    """A class raster, and a confidence raster beside it."""
+    certainty = (np.arange(ids.size) % 255 + 1).reshape(ids.shape).astype(np.uint8)
+    mask = toys.write_raster(path / "ids.tif", ids[None].astype(np.uint8), nodata=255)
+    return mask, toys.write_raster(path / "certainty.tif", certainty[None], nodata=0)
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 3), st.integers(0, 999), st.integers(1, 60))
+def test_polygons_are_the_areas_of_the_mask(
+    tmp_path: Path, height: int, width: int, classes: int, seed: int, strip_rows: int
+) -> None:
+    """Oracle: burning each polygon back gives exactly one connected area; their sums are the mask's."""
+    random = np.random.default_rng(seed)
+    ids = random.integers(0, classes + 1, (height, width))
+    ids = np.where(ids == classes, 255, ids)
+    mask, certainty = make_mask(tmp_path, ids)
+    saved, module.STRIP_ROWS = module.STRIP_ROWS, strip_rows
+    try:
+        shapes = list(module.polygons(mask, certainty, ground=None))
+    finally:
+        module.STRIP_ROWS = saved
+    labels, count = label_areas(ids, nodata=255)
+    assert len(shapes) == count
+    painted = np.zeros(ids.shape, int)
+    sure = toys.read(certainty)[0].astype(float)
+    for shape in shapes:
+        polygon = shape.polygon()
+        assert polygon.is_valid
+        assert polygon.geom_type == "Polygon"
+        inside = rasterize([polygon], out_shape=ids.shape).astype(bool)
+        painted += inside
+        assert polygon.area == inside.sum() == shape.pixels
+        assert (ids[inside] == shape.class_id).all()
+        assert len(np.unique(labels[inside])) == 1
+        assert shape.confidence == sure[inside].sum()
+    np.testing.assert_array_equal(painted, ids != 255)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 3), st.integers(0, 999))
+def test_areas_are_numbered_as_a_flood_fill_would(height: int, width: int, classes: int, seed: int) -> None:
+    """Oracle: a flood fill, pixel by pixel."""
+    ids = np.random.default_rng(seed).integers(0, classes + 1, (height, width))
+    expected, number = np.zeros(ids.shape, int), 0
+    for start in np.argwhere(ids):
+        if expected[tuple(start)]:
+            continue
+        number += 1
+        stack = [tuple(start)]
+        while stack:
+            row, col = stack.pop()
+            if expected[row, col]:
+                continue
+            expected[row, col] = number
+            for r, c in ((row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1)):
+                if 0 <= r < height and 0 <= c < width and ids[r, c] == ids[row, col] and not expected[r, c]:
+                    stack.append((r, c))
+    labels, count = label_areas(ids, nodata=0)
+    np.testing.assert_array_equal(labels, expected)
+    assert count == number
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb"])
+@pytest.mark.parametrize("transform", [NORTH, NORTH @ Affine.rotation(30), Affine(0.13, 0, 3e5, 0, 0.13, 3e6)])
+def test_vector_area_equals_raster_area(tmp_path: Path, suffix: str, transform: Affine) -> None:
+    blocks = np.kron(toys.noise((50, 40), seed=4), np.ones((1, 13, 17), np.uint8))
+    scene = toys.write_raster(tmp_path / "scene.tif", blocks, crs="EPSG:32645", transform=transform)
+    target = tmp_path / f"polygons{suffix}"
+    result = predict(
+        scene, tmp_path / "mask.tif", model=toys.brightness(tmp_path / "m.onnx"), vector=target,
+        confidence=tmp_path / "c.tif",
+    )  # fmt: skip
+    meta, _, wkb, columns = pyogrio.raw.read(target)
+    assert list(meta["fields"]) == ["class", "name", "area_m2", "confidence"]
+    assert pyproj.CRS.from_user_input(meta["crs"]) == pyproj.CRS.from_epsg(32645)
+    table = dict(zip(meta["fields"], columns, strict=True))
+    shapes = shapely.from_wkb(wkb)
+    assert len(shapes) == result.polygons
+    assert shapely.is_valid(shapes).all()
+    assert shapely.area(shapes).sum() == pytest.approx(blocks[0].size * 0.13**2, rel=1e-9)
+    ids, sure = toys.read(tmp_path / "mask.tif")[0], toys.read(tmp_path / "c.tif")[0]
+    for share in result.classes:
+        mine = table["class"] == share.id
+        assert set(table["name"][mine]) == {share.name}
+        assert table["area_m2"][mine].sum() == pytest.approx(share.area_m2, rel=1e-9)
+        weighted = (table["confidence"] * table["area_m2"])[mine].sum() / share.area_m2
+        assert weighted == pytest.approx(sure[ids == share.id].mean() / 255, abs=1e-4)
+    burnt = rasterize(zip(shapes, table["class"], strict=True), out_shape=ids.shape, transform=transform, fill=255)
+    np.testing.assert_array_equal(burnt, ids)
+
+
+def test_small_polygons_are_left_out_on_demand(tmp_path: Path) -> None:
+    scene = np.zeros((3, 100, 100), np.uint8)
+    scene[:, 10:12, 10:12] = scene[:, 50:80, 50:80] = 255
+    toys.write_raster(tmp_path / "scene.tif", scene)
+    model = toys.brightness(tmp_path / "m.onnx")
+    predict(tmp_path / "scene.tif", tmp_path / "a.tif", model=model, vector=tmp_path / "all.gpkg")
+    predict(tmp_path / "scene.tif", tmp_path / "b.tif", model=model, vector=tmp_path / "big.gpkg", min_area_m2=1)
+    assert sorted(pyogrio.raw.read(tmp_path / "all.gpkg")[3][0].tolist()) == [0, 1, 1]
+    assert sorted(pyogrio.raw.read(tmp_path / "big.gpkg")[3][0].tolist()) == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore::cegate_geo.errors.CegateWarning")
+def test_polygons_of_a_scene_without_transform_are_refused(tmp_path: Path) -> None:
+    points = [
+        rasterio.control.GroundControlPoint(r, c, 85 + c / 1e6, 27 - r / 1e6) for r, c in ((0, 0), (0, 60), (60, 0))
+    ]
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((60, 60)), gcps=points, crs="EPSG:4326")
+    with pytest.raises(InputError, match="transform"):
+        predict(
+            scene,
+            tmp_path / "m.tif",
+            model=toys.brightness(tmp_path / "m.onnx"),
+            vector=tmp_path / "v.gpkg",
+            force=True,
+        )
+    assert not (tmp_path / "m.tif").exists()

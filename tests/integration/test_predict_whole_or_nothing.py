@@ -1,0 +1,249 @@
+"""All or nothing: failed, cancelled and killed runs leave nothing that could be taken for a result."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+
+from cegate_geo.api import Progress, predict
+from cegate_geo.errors import CancelledError, CegateError, OutputExistsError
+from cegate_geo.infer import pipeline, writer
+from tests import toy_models as toys
+
+OUTPUTS = {"vector": "v.gpkg", "confidence": "c.tif", "probabilities": "p.tif"}
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> dict[str, Any]:
+    """A scene of some hundred tiles, a model, and all outputs in a folder of their own."""
+    out = tmp_path / "out"
+    out.mkdir()
+    return {
+        "scene": toys.write_raster(
+            tmp_path / "scene.tif", np.kron(toys.noise((60, 80)), np.ones((1, 16, 16), np.uint8))
+        ),
+        "model": toys.brightness(tmp_path / "m.onnx"),
+        "output": out / "mask.tif",
+        **{name: out / file for name, file in OUTPUTS.items()},
+    }
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir())
+
+
+def command_line(job: dict[str, Any], *more: str) -> list[str]:
+    options = [f"--{name}={job[name]}" for name in OUTPUTS]
+    words = ["predict", str(job["scene"]), f"--output={job['output']}", f"--model={job['model']}", *options, *more]
+    return [sys.executable, "-m", "cegate_geo.cli.main", *words]
+
+
+def test_all_outputs_appear_together(job: dict[str, Any]) -> None:
+    predict(**job)
+    assert listing(job["output"].parent) == ["c.tif", "mask.qml", "mask.tif", "mask.tif.aux.xml", "p.tif", "v.gpkg"]
+
+
+@pytest.mark.parametrize("when", [0.0, 0.3, 0.95])
+def test_a_cancelled_run_leaves_nothing(job: dict[str, Any], when: float) -> None:
+    seen: list[float] = []
+
+    def progress(at: Progress) -> None:
+        seen.append(at.fraction)
+
+    with pytest.raises(CancelledError):
+        predict(**job, progress=progress, cancel=lambda: bool(seen) and seen[-1] >= when)
+    assert listing(job["output"].parent) == []
+    assert seen[-1] < 1
+
+
+def test_a_run_cancelled_while_it_finishes_leaves_nothing(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[float] = []
+
+    def slow_cog(*_: object) -> None:
+        begun.append(time.monotonic())
+        time.sleep(3)
+
+    monkeypatch.setattr(pipeline, "make_cog", slow_cog)
+    with pytest.raises(CancelledError):
+        predict(**job, cancel=lambda: bool(begun))
+    assert time.monotonic() - begun[0] < 2, "it waited for what can't be interrupted"
+    assert listing(job["output"].parent) == []
+
+
+@pytest.mark.parametrize("stage", ["write", "cog", "read", "commit"])
+def test_a_failed_run_leaves_nothing(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+    calls: list[int] = []
+
+    def fail(*_: object, **__: object) -> None:
+        calls.append(1)
+        if len(calls) > (0 if stage in ("cog", "commit") else 3):
+            raise OSError("No space left on device")
+
+    if stage == "write":
+        monkeypatch.setattr(writer.RasterWriter, "write", fail)
+    elif stage == "cog":
+        monkeypatch.setattr(writer.rasterio.shutil, "copy", fail)
+    elif stage == "commit":
+        monkeypatch.setattr("cegate_geo.infer.atomic._sync", fail)
+    else:
+        from cegate_geo.infer.reader import StripReader
+
+        monkeypatch.setattr(StripReader, "read", fail)
+        calls.extend([1, 1, 1])
+    with pytest.raises((CegateError, OSError), match="No space left"):
+        predict(**job)
+    assert listing(job["output"].parent) == []
+
+
+def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(job: dict[str, Any]) -> None:
+    for name in ("output", *OUTPUTS):
+        job[name].write_bytes(b"precious")
+        with pytest.raises(OutputExistsError):
+            predict(**job)
+        assert job[name].read_bytes() == b"precious"
+        job[name].unlink()
+    job["output"].write_bytes(b"precious")
+    stale = job["output"].with_name("mask.tif.ovr")
+    stale.write_bytes(b"overviews of another mask")
+    with pytest.raises(CancelledError):
+        predict(**job, overwrite=True, cancel=lambda: True)
+    assert job["output"].read_bytes() == b"precious"
+    predict(**job, overwrite=True)
+    with rasterio.open(job["output"]) as mask:
+        assert mask.shape == (960, 1280)
+    assert not stale.exists()
+
+
+def test_killed_while_it_runs_it_leaves_nothing_under_the_outputs_names(job: dict[str, Any]) -> None:
+    killed = 0
+    for pause in (0.0, 0.3, 1.0):
+        process = subprocess.Popen(
+            command_line(job, "--events=jsonl", "--overwrite"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        for _ in range(2):
+            process.stdout.readline()
+        time.sleep(pause)
+        process.kill()
+        process.communicate()
+        if process.returncode == -signal.SIGKILL and not killed:
+            names = listing(job["output"].parent)
+            assert names
+            assert all(name.startswith(".") and name.endswith(".part") for name in names)
+            killed += 1
+    assert killed
+    for name in ("output", *OUTPUTS):
+        job[name].unlink(missing_ok=True)
+    predict(**job)
+    assert [name for name in listing(job["output"].parent) if name.endswith(".part")] == [], "remains are cleared away"
+
+
+@pytest.mark.parametrize("how", ["line", "end of input", "interrupt", "terminate", "broken pipe"])
+def test_every_way_to_cancel_ends_it_soon_with_code_130(job: dict[str, Any], how: str) -> None:
+    process = subprocess.Popen(
+        command_line(job, "--events=jsonl"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    events = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [e["event"] for e in events] == ["hello", "progress"]
+    if how == "line":
+        process.stdin.write(b"cancel\n")
+        process.stdin.flush()
+    elif how == "end of input":
+        process.stdin.close()
+    elif how == "broken pipe":
+        process.stdout.close()
+    else:
+        process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGTERM)
+    rest = b"" if how == "broken pipe" else process.stdout.read()
+    assert process.wait(60) == 130
+    assert process.stderr is not None
+    message = process.stderr.read().decode()
+    assert "Traceback" not in message
+    assert listing(job["output"].parent) == []
+    if rest:
+        last = json.loads(rest.splitlines()[-1])
+        assert (last["event"], last["code"]) == ("error", "cancelled")
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if not stream.closed:
+            stream.close()
+
+
+def test_without_events_an_ended_input_does_not_matter(job: dict[str, Any]) -> None:
+    result = subprocess.run(command_line(job), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith(str(job["output"]))
+    assert result.stderr == ""
+    closed = ["sh", "-c", 'exec "$@" <&-', "sh", *command_line(job, "--overwrite")]
+    assert subprocess.run(closed, capture_output=True, check=False).returncode == 0
+
+
+def test_events_tell_the_whole_story(job: dict[str, Any]) -> None:
+    process = subprocess.Popen(
+        command_line(job, "--events", "jsonl", "--bands", "1,2,3"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    events = [json.loads(line) for line in process.stdout]
+    assert process.wait() == 0
+    process.communicate()
+    assert events[0].items() >= {"event": "hello", "protocol": 1, "command": "predict"}.items()
+    assert events[0]["version"]
+    progress = [e for e in events if e["event"] == "progress"]
+    assert [e["fraction"] for e in progress] == sorted(e["fraction"] for e in progress)
+    assert progress[0].items() >= {"fraction": 0.0, "done": 0, "eta_s": None}.items()
+    assert progress[-1].items() >= {"fraction": 1.0, "done": progress[-1]["total"]}.items()
+    result = events[-1]
+    assert result["event"] == "result"
+    assert result["output"] == str(job["output"])
+    assert result["vector"] == str(job["vector"])
+    assert result["grid"].items() >= {"crs": "EPSG:32645", "width": 1280, "height": 960}.items()
+    assert result["provider"] == "cpu"
+    assert [c["name"] for c in result["classes"]] == ["other", "building"]
+    assert sum(c["pixels"] for c in result["classes"]) == 960 * 1280
+    assert sum(c["area_m2"] for c in result["classes"]) == pytest.approx(960 * 1280 * 0.13**2, rel=2e-3)
+    assert result.keys() >= {"tiles", "skipped_tiles", "seconds", "confidence"}
+
+
+def test_an_error_is_an_event_and_one_line(job: dict[str, Any]) -> None:
+    for more, code, name in (
+        (["--bands=1,2,9"], 2, "input"),
+        (["--model=nothing"], 3, "model"),
+        (["--no-such-option"], 2, "usage"),
+        (["--nodata=white"], 2, "usage"),
+    ):
+        result = subprocess.run(
+            [*command_line(job, "--events=jsonl"), *more],
+            stdin=subprocess.PIPE,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == code
+        last = json.loads(result.stdout.splitlines()[-1])
+        assert last["event"] == "error"
+        assert last["code"] == name
+        assert last["message"]
+        assert len(result.stderr.strip().splitlines()) == 1
+        assert result.stderr.startswith("cegate-geo: ")
+
+
+def test_verbose_adds_the_traceback(job: dict[str, Any]) -> None:
+    for words in (["-v", *command_line(job)[3:]], [*command_line(job)[3:], "--verbose"]):
+        command = [*command_line(job)[:3], *words, "--bands=1"]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 2
+        assert "Traceback" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("cegate-geo: --bands names 1 bands")
+    assert listing(job["output"].parent) == []

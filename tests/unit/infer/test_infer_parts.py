@@ -1,0 +1,225 @@
+"""Threads, models, files: the smaller parts."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from cegate_geo.api import describe_model, predict
+from cegate_geo.errors import CegateWarning, ContractWarning, InputError, ModelError, RuntimeMissingError
+from cegate_geo.infer import models, predictor
+from cegate_geo.infer.atomic import SUFFIX, job_folder
+from cegate_geo.infer.budget import Budget, shard_width
+from cegate_geo.infer.onnx_header import read_header
+from cegate_geo.infer.predictor import SessionOptions, load_predictor
+from cegate_geo.infer.streams import Prefetch, Worker
+from tests import toy_models as toys
+
+
+def threads() -> set[str]:
+    return {t.name for t in threading.enumerate() if t.name.startswith("cegate")}
+
+
+def test_prefetch_keeps_order_and_runs_no_further_ahead_than_it_may() -> None:
+    made: list[int] = []
+
+    def source() -> Iterator[int]:
+        for n in range(20):
+            made.append(n)
+            yield n
+
+    with Prefetch(source(), depth=2) as items:
+        for n, item in enumerate(items):
+            time.sleep(0.005)
+            assert item == n
+            assert len(made) <= n + 5
+    assert threads() == set()
+
+
+def test_prefetch_hands_errors_over_and_stops_when_left() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        raise InputError("no more")
+
+    with pytest.raises(InputError, match="no more"), Prefetch(broken(), depth=1) as items:
+        list(items)
+
+    def endless() -> Iterator[int]:
+        while True:
+            yield 1
+
+    with Prefetch(endless(), depth=1) as items:
+        next(iter(items))
+    assert threads() == set()
+
+
+def test_a_worker_does_all_in_order_and_hands_errors_over() -> None:
+    done: list[int] = []
+    with Worker(done.append, depth=2, name="test") as worker:
+        for n in range(50):
+            worker.put(n)
+    assert done == list(range(50))
+
+    def fail(_: int) -> None:
+        raise InputError("full")
+
+    with pytest.raises(InputError, match="full"), Worker(fail, depth=1, name="test") as broken:  # noqa: PT012
+        for n in range(50):
+            broken.put(n)
+    with pytest.raises(InputError, match="full"), Worker(fail, depth=1, name="test") as broken:
+        broken.put(1)
+    with pytest.raises(KeyError), Worker(lambda _: time.sleep(0.01), depth=3, name="test") as left:  # noqa: PT012
+        left.put(1)
+        raise KeyError
+    assert threads() == set()
+
+
+def fake_runtime(monkeypatch: pytest.MonkeyPatch, *, available: list[str], running: str) -> dict[str, Any]:
+    """An onnxruntime that has other providers than this machine."""
+    real, seen = predictor._onnxruntime(), {}
+
+    class Session:
+        def __init__(self, path: str, *, sess_options: Any, providers: list[str]) -> None:
+            seen["providers"], seen["threads"] = providers, sess_options.intra_op_num_threads
+            self._inner = real.InferenceSession(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def get_providers(self) -> list[str]:
+            return [running]
+
+    module = SimpleNamespace(
+        SessionOptions=real.SessionOptions, InferenceSession=Session, get_available_providers=lambda: available
+    )
+    monkeypatch.setattr(predictor, "_onnxruntime", lambda: module)
+    return seen
+
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+def test_the_provider_that_was_asked_for_runs_or_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toys.identity(tmp_path / "m.onnx")
+    seen = fake_runtime(monkeypatch, available=[CUDA, CPU], running=CUDA)
+    assert load_predictor(model, SessionOptions(threads=3)).provider == "cuda"
+    assert seen == {"providers": [CUDA, CPU], "threads": 3}
+    fake_runtime(monkeypatch, available=[CUDA, CPU], running=CPU)
+    for options in (SessionOptions(provider="cuda"), SessionOptions(require_gpu=True)):
+        with pytest.raises(ModelError, match="fell back"):
+            load_predictor(model, options)
+    fake_runtime(monkeypatch, available=[CPU], running=CPU)
+    for options in (SessionOptions(provider="cuda"), SessionOptions(require_gpu=True)):
+        with pytest.raises(RuntimeMissingError, match="only"):
+            load_predictor(model, options)
+    with pytest.raises(ModelError, match="contradict"):
+        load_predictor(model, SessionOptions(provider="cpu", require_gpu=True))
+
+
+def test_auto_says_so_when_the_gpu_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cegate_geo.errors import ProviderWarning
+
+    model = toys.identity(tmp_path / "m.onnx")
+    fake_runtime(monkeypatch, available=[CUDA, CPU], running=CPU)
+    with pytest.warns(ProviderWarning, match="CUDAExecutionProvider"):
+        assert load_predictor(model).provider == "cpu"
+
+
+def test_a_missing_runtime_is_named_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(RuntimeMissingError) as caught:
+        load_predictor(toys.identity(tmp_path / "m.onnx"))
+    assert "pip install" in caught.value.hint
+
+
+def test_graph_and_manifest_must_agree(tmp_path: Path) -> None:
+    node = toys.helper.make_node("Identity", ["x"], ["y"])
+    wrong = [
+        (toys.manifest(2), {"classes": 3}),
+        (toys.manifest(3, bands=("red", "green")), {"classes": 3}),
+        (toys.manifest(3), {"classes": 3, "input_type": toys.TensorProto.DOUBLE}),
+    ]
+    for contract, shape in wrong:
+        with pytest.raises(ModelError):
+            load_predictor(toys.save(tmp_path / "m.onnx", contract, [node], {}, sides=(64, 64), **shape))
+
+
+def test_the_header_is_what_onnx_reads(tmp_path: Path) -> None:
+    """Oracle: the onnx package."""
+    path = toys.convolutions(tmp_path / "m.onnx", layers=4)
+    model, header = onnx.load(path), read_header(path)
+    assert header.ir_version == model.ir_version == 8
+    assert header.opset == next(o.version for o in model.opset_import if not o.domain) == 17
+    for junk in (b"\xff" * 40, b"\x0f\x01", path.read_bytes()[:1]):
+        (tmp_path / "junk.onnx").write_bytes(junk)
+        with pytest.raises(ModelError):
+            read_header(tmp_path / "junk.onnx")
+
+
+def test_a_model_tells_its_contract(tmp_path: Path) -> None:
+    info = describe_model(toys.identity(tmp_path / "m.onnx"))
+    assert info.manifest == toys.manifest(3)
+    assert info.inputs == (("x", "tensor(float)", ("n", 3, 64, 64)),)
+    assert info.outputs == (("y", "tensor(float)", ("n", 3, 64, 64)),)
+    assert (info.opset, info.ir_version) == (17, 8)
+
+
+def test_the_shipped_model_is_the_default_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, shipped = tmp_path / "site" / "cegate_geo", tmp_path / "site" / "cegate_geo" / "_models"
+    shipped.mkdir(parents=True)
+    monkeypatch.setattr(models, "PACKAGE", package)
+    with pytest.raises(ModelError, match="No model is shipped"):
+        models.default_model_path()
+    toys.brightness(shipped / "roofs.onnx")
+    assert models.default_model_path() == models.resolve_model("roofs") == shipped / "roofs.onnx"
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((40, 40)))
+    with pytest.warns(ContractWarning, match="roofs"):
+        assert predict(scene, tmp_path / "mask.tif").model == str(shipped / "roofs.onnx")
+    toys.brightness(shipped / "other.onnx")
+    with pytest.raises(ModelError, match="2 models"):
+        models.default_model_path()
+    with pytest.raises(ModelError, match="roofs"):
+        models.resolve_model("rooves")
+
+
+def test_job_folders_are_hidden_removed_and_swept(tmp_path: Path) -> None:
+    output = tmp_path / "mask [1].tif"
+    with pytest.raises(KeyError), job_folder(output) as job:  # noqa: PT012
+        assert job.path.name.startswith(".")
+        assert job.path.name.endswith(SUFFIX)
+        job.file("x").write_text("x")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+    with job_folder(output) as job:
+        mine = job.path
+    dead = mine.with_name(mine.name.replace(f"-{os.getpid()}", "-999999999"))
+    alive = mine.with_name(mine.name.replace(f"-{os.getpid()}", f"-{os.getppid()}"))
+    other = tmp_path / f".other.tif.host-999999999{SUFFIX}"
+    for folder in (dead, alive, other):
+        folder.mkdir()
+    with job_folder(output):
+        pass
+    assert not dead.exists(), "what a killed run left is swept away"
+    assert alive.exists(), "a running one is left alone"
+    assert other.exists()
+
+
+def test_what_does_not_fit_is_said() -> None:
+    budget = Budget(fixed=200 * 2**20, per_column=100_000)
+    assert shard_width(budget, 300, least=512) == 1048
+    with pytest.warns(CegateWarning, match="need about 249 MB"):
+        assert shard_width(budget, 230, least=512) == 512
+
+
+def test_softmax_is_stable() -> None:
+    scores = np.array([[1000.0, -1000.0, 0.0]], np.float32).reshape(1, 3, 1, 1)
+    assert predictor.softmax(scores).ravel().tolist() == [1, 0, 0]
