@@ -113,7 +113,7 @@ def test_tiny_gradients_do_not_vanish(toolbox):
     vit = toolbox.vit
     loss = loss_of(vit)
     normal = normalise_scores(fisher_scores(toolbox, samples_of(vit), loss))
-    tiny = normalise_scores(fisher_scores(toolbox, samples_of(vit), lambda sample: loss(sample) * 1e-18))
+    tiny = normalise_scores(fisher_scores(toolbox, samples_of(vit), lambda sample: loss(sample) * 1e-23))
     for key in toolbox.keys:
         assert tiny[key] == pytest.approx(normal[key], rel=1e-3)
 
