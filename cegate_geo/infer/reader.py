@@ -25,7 +25,15 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import RasterError
 from cegate_geo.infer.bands import alpha_bands, check_values, palette_of, select_bands
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
-from cegate_geo.infer.validity import HOLE_MARGIN, LOSSY, LOSSY_TOLERANCE, BoolArray, equals_nodata, holes
+from cegate_geo.infer.validity import (
+    HOLE_MARGIN,
+    LOSSY,
+    LOSSY_TOLERANCE,
+    RIM_TOLERANCE,
+    BoolArray,
+    equals_nodata,
+    holes,
+)
 
 MAX_BLOCK_ROWS = 1024
 """Strips are aligned to source blocks up to this height; higher ones are left to GDAL's cache."""
@@ -189,7 +197,8 @@ class Scene:
     def _holes(self, values: npt.NDArray[np.generic]) -> BoolArray:
         if not self._lossy:
             return equals_nodata(values, self._given)
-        return holes(equals_nodata(values, self._given, tolerance=LOSSY_TOLERANCE))
+        strict, wide = (equals_nodata(values, self._given, tolerance=t) for t in (LOSSY_TOLERANCE, RIM_TOLERANCE))
+        return holes(strict, wide)
 
 
 class StripReader:

@@ -15,6 +15,8 @@ HOLE_SIDE = 16
 """A hole in a lossy scene holds a square of this many pixels: bright roofs and sunlit tins have smaller specks."""
 HOLE_REGROW = 8
 """So far from such squares the ragged edge of a hole still belongs to it, in pixels."""
+RIM_TOLERANCE = 24
+"""How far from the hole's value pixels of that edge may be: there the codec mixes hole and imagery."""
 HOLE_MARGIN = HOLE_SIDE - 1 + HOLE_REGROW
 """Pixels around a window that decide which of its pixels are holes."""
 
@@ -33,11 +35,11 @@ def equals_nodata(values: npt.NDArray[np.generic], nodata: npt.ArrayLike, *, tol
     return hit
 
 
-def holes(candidates: BoolArray) -> BoolArray:
-    """The pixels of `candidates` (H, W) that belong to a real hole, in scenes where compression blurred its value.
+def holes(candidates: BoolArray, rim: BoolArray) -> BoolArray:
+    """The pixels of `rim` (H, W) that belong to a real hole, in scenes where compression blurred its value.
 
-    A hole holds a square of HOLE_SIDE pixels that are all candidates; candidates within HOLE_REGROW of such a square
-    belong to it. Nothing farther than HOLE_MARGIN away has a say, so that tiles and strips can't disturb it. Beyond the
+    A hole holds a square of HOLE_SIDE pixels that are all in `candidates` (H, W), the strict choice; pixels of `rim`,
+    the wider choice, within HOLE_REGROW of such a square belong to it. Nothing farther than HOLE_MARGIN away has a say, so that tiles and strips can't disturb it. Beyond the
     array all is taken for hole: pass HOLE_MARGIN more pixels on every side that is not the raster's edge.
     """
     if not candidates.any():
@@ -50,7 +52,7 @@ def holes(candidates: BoolArray) -> BoolArray:
     mask = np.pad(mask, HOLE_REGROW)
     for axis in (0, 1):
         mask = _slide(mask, reach, axis=axis, erode=False)
-    return candidates & mask
+    return rim & mask
 
 
 def _slide(mask: BoolArray, length: int, *, axis: int, erode: bool) -> BoolArray:

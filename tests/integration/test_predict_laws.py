@@ -181,6 +181,41 @@ def test_what_stands_under_nodata_changes_no_class_outside(tmp_path: Path, how: 
     np.testing.assert_array_equal(masks[0], masks[2])
 
 
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_every_valid_pixel_is_written_whole_whatever_is_missing(tmp_path: Path, data: st.DataObject) -> None:
+    """Identity again, with only some rectangles of data: skipped tiles take no weight away from their neighbours."""
+    shape = data.draw(st.tuples(st.integers(60, 150), st.integers(60, 150)))
+    valid = np.zeros(shape, bool)
+    for _ in range(data.draw(st.integers(1, 3))):
+        row, col = data.draw(st.integers(0, shape[0] - 1)), data.draw(st.integers(0, shape[1] - 1))
+        valid[row : row + data.draw(st.integers(1, 30)), col : col + data.draw(st.integers(1, 30))] = True
+    scene = np.where(valid, np.maximum(toys.noise(shape), 1), 0).astype(np.uint8)
+    toys.write_raster(tmp_path / "scene.tif", scene, nodata=0)
+    model = toys.identity(tmp_path / "identity.onnx", size=32, halo=8)
+    predict(
+        tmp_path / "scene.tif", tmp_path / "mask.tif", model=model, probabilities=tmp_path / "p.tif", overwrite=True
+    )
+    np.testing.assert_array_equal(toys.read(tmp_path / "p.tif"), scene)
+    with rasterio.open(tmp_path / "p.tif") as dataset:
+        np.testing.assert_array_equal(dataset.read_masks(1) > 0, valid)
+
+
+def test_holes_are_filled_from_valid_pixels(tmp_path: Path) -> None:
+    """In a scene of one colour a hole changes nothing around it, as if the colour went on beneath."""
+    shape = (150, 200)
+    valid, scene = blob(shape), np.full((3, 150, 200), 77, np.uint8)
+    model = toys.convolutions(tmp_path / "conv.onnx", layers=3)
+    toys.write_raster(tmp_path / "whole.tif", scene)
+    toys.write_raster(tmp_path / "holed.tif", np.where(valid, scene, 0).astype(np.uint8), nodata=0)
+    for name in ("whole", "holed"):
+        predict(
+            tmp_path / f"{name}.tif", tmp_path / f"m_{name}.tif", model=model, probabilities=tmp_path / f"p_{name}.tif"
+        )
+    whole, holed = toys.read(tmp_path / "p_whole.tif"), toys.read(tmp_path / "p_holed.tif")
+    np.testing.assert_array_equal(holed[:, valid], whole[:, valid])
+
+
 def test_nodata_by_value_by_option_and_by_nan_give_the_same_mask(tmp_path: Path) -> None:
     shape = (150, 200)
     scene, valid = np.maximum(toys.noise(shape, seed=5), 1), blob(shape)
