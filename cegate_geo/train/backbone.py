@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import load_state_dict
 from torch import nn
 
@@ -36,6 +38,8 @@ class BackboneSpec:
     """Mean per channel, in 0-1 units."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation per channel, in 0-1 units."""
+    positions: Literal["stored", "sincos"] = "stored"
+    """Whether a saved file holds the position embeddings, or they are sines and cosines that are made again."""
 
 
 def load_backbone(architecture: str, weights: str | Path = "", *, image_size: int) -> tuple[nn.Module, BackboneSpec]:
@@ -60,8 +64,23 @@ def load_backbone(architecture: str, weights: str | Path = "", *, image_size: in
 
 def _load_own(spec: BackboneSpec, path: Path, image_size: int) -> tuple[nn.Module, BackboneSpec]:
     kwargs = {**spec.kwargs, "img_size": image_size}
-    model = _create(spec.architecture, path, **kwargs)
-    return model, BackboneSpec(architecture=spec.architecture, kwargs=kwargs, mean=spec.mean, std=spec.std)
+    made = {"pos_embed": _made_positions(spec)} if spec.positions == "sincos" else {}
+    model = _create(spec.architecture, path, made=made, **kwargs)
+    return model, dataclasses.replace(spec, kwargs=kwargs)
+
+
+def _made_positions(spec: BackboneSpec) -> torch.Tensor:
+    """Position embeddings (1, P + T, D) of a backbone whose file does not hold them, at its own image size."""
+    with torch.device("meta"):
+        vit = timm.create_model(spec.architecture, num_classes=0, **spec.kwargs)
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    table = sincos_positions(vit.patch_embed.grid_size, vit.embed_dim)
+    return torch.cat([torch.zeros(prefix, vit.embed_dim), table])[None]
+
+
+def sincos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
+    """(rows * cols, dim) fixed sine-cosine position embeddings of a token grid."""
+    return build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=True)
 
 
 def _load_published(
@@ -79,11 +98,18 @@ def _load_published(
     )
 
 
-def _create(architecture: str, path: Path | None, *, pretrained: bool = True, **kwargs: Any) -> nn.Module:
-    """Build a ViT; weights come from `path`, else from the hub, and have to fit to the last tensor."""
+def _create(
+    architecture: str,
+    path: Path | None,
+    *,
+    made: Mapping[str, torch.Tensor] | None = None,
+    pretrained: bool = True,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a ViT; weights come from `path` and `made`, else from the hub, and have to fit to the last tensor."""
     if path is not None:
         # Said to hold no classifier, timm loads strictly; else it would leave what a file lacks at random.
-        kwargs["pretrained_cfg_overlay"] = {"state_dict": _read_weights(path), "num_classes": 0}
+        kwargs["pretrained_cfg_overlay"] = {"state_dict": {**_read_weights(path), **(made or {})}, "num_classes": 0}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints when it drops DINOv3's zero biases
             model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=0, **kwargs)
@@ -123,7 +149,8 @@ def save_backbone(model: nn.Module, spec: BackboneSpec, path: Path, *, provenanc
     Raises:
         ModelError: If a weight is not finite, or too large for half precision.
     """
-    tensors = {k: v.detach().half().contiguous().cpu() for k, v in model.state_dict().items()}
+    state = {k: v for k, v in model.state_dict().items() if k != "pos_embed" or spec.positions == "stored"}
+    tensors = {k: v.detach().half().contiguous().cpu() for k, v in state.items()}
     wrong = [k for k, v in tensors.items() if not v.isfinite().all()]
     if wrong:
         raise ModelError(f"{wrong[:3]} hold values that half precision can't.", hint="Lower the learning rate.")
@@ -132,11 +159,13 @@ def save_backbone(model: nn.Module, spec: BackboneSpec, path: Path, *, provenanc
         "kwargs": dict(spec.kwargs),
         "mean": spec.mean,
         "std": spec.std,
+        "positions": spec.positions,
         "provenance": dict(provenance),
     }
     part = path.with_name(path.name + ".part")
     try:
         save_file(tensors, part, metadata={METADATA_KEY: json.dumps(table, sort_keys=True), "format": "pt"})
+        part.chmod(0o644)  # safetensors writes for the owner alone
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
@@ -159,7 +188,11 @@ def read_spec(path: Path) -> BackboneSpec | None:
         return None
     table = json.loads(text)
     return BackboneSpec(
-        architecture=table["architecture"], kwargs=table["kwargs"], mean=tuple(table["mean"]), std=tuple(table["std"])
+        architecture=table["architecture"],
+        kwargs=table["kwargs"],
+        mean=tuple(table["mean"]),
+        std=tuple(table["std"]),
+        positions=table.get("positions", "stored"),
     )
 
 

@@ -11,13 +11,12 @@ import math
 from typing import cast
 
 import torch
-from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import nn
 from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
-from cegate_geo.train.backbone import patch_size
+from cegate_geo.train.backbone import patch_size, sincos_positions
 
 
 class MaskedAutoencoder(nn.Module):
@@ -108,11 +107,6 @@ def reconstruction_loss(
     target = patches.gather(1, order[:, visible:, None].expand(-1, -1, patches.shape[2]))
     target = (target - target.mean(2, keepdim=True)) / (target.var(2, keepdim=True) + 1e-6).sqrt()
     return 2 * F.mse_loss(predicted.float(), target) + F.l1_loss(predicted.float(), target)
-
-
-def sincos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
-    """(rows * cols, dim) fixed position embedding of the decoder."""
-    return build_sincos2d_pos_embed(list(grid), dim=dim, interleave_sin_cos=True)
 
 
 def fix_positions(vit: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -114,6 +115,7 @@ def pretrain(
     rng = np.random.default_rng(settings.seed)
     encoder, spec = load_backbone(config.model.backbone, "random", image_size=config.model.image_size)
     fix_positions(encoder)
+    spec = dataclasses.replace(spec, positions="sincos")
     model = MaskedAutoencoder(
         encoder, decoder_dim=config.model.decoder_dim, decoder_depth=config.model.decoder_depth
     ).to(device)
