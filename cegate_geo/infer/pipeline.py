@@ -76,7 +76,8 @@ def predict_scene(
 ) -> PredictResult:
     """Predict one scene into one mask; see `cegate_geo.api.predict`."""
     started = time.monotonic()
-    wanted = [p for p in (options.vector, options.confidence, options.probabilities, checked_output(output)) if p]
+    named = (options.vector, options.confidence, options.probabilities, checked_output(output), *side_files(output))
+    wanted = [path for path in named if path is not None]
     local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
     check_outputs(wanted, inputs=local, overwrite=options.overwrite)
     predictor = load_predictor(
@@ -284,13 +285,18 @@ def _finish(run: Run, job: JobFolder, output: Path, tally: Tally, monitor: Monit
     return polygons
 
 
+def side_files(output: Path) -> tuple[Path, Path]:
+    """QGIS' style and GDAL's attribute table of a mask."""
+    return output.with_suffix(".qml"), output.with_name(output.name + ".aux.xml")
+
+
 def _add_side_files(run: Run, job: JobFolder, output: Path, tally: Tally) -> None:
     legend = run.predictor.manifest.legend
     style, table = job.file("mask.qml"), job.file("mask.aux.xml")
     style.write_text(style_qml(legend), encoding="utf-8")
     table.write_text(aux_xml(legend, {share.id: share.pixels for share in tally.shares()}), encoding="utf-8")
-    job.publish(style, output.with_suffix(".qml"))
-    job.publish(table, output.with_name(output.name + ".aux.xml"))
+    for scratch, target in zip((style, table), side_files(output), strict=True):
+        job.publish(scratch, target)
 
 
 def _tags(run: Run, sha256: str) -> dict[str, str]:

@@ -39,8 +39,9 @@ def holes(candidates: BoolArray, rim: BoolArray) -> BoolArray:
     """The pixels of `rim` (H, W) that belong to a real hole, in scenes where compression blurred its value.
 
     A hole holds a square of HOLE_SIDE pixels that are all in `candidates` (H, W), the strict choice; pixels of `rim`,
-    the wider choice, within HOLE_REGROW of such a square belong to it. Nothing farther than HOLE_MARGIN away has a say, so that tiles and strips can't disturb it. Beyond the
-    array all is taken for hole: pass HOLE_MARGIN more pixels on every side that is not the raster's edge.
+    the wider choice, within HOLE_REGROW of such a square belong to it. Nothing farther than HOLE_MARGIN away has a say,
+    so that tiles and strips can't disturb it. Beyond the array all is taken for hole: pass HOLE_MARGIN more pixels on
+    every side that is not the raster's edge.
     """
     if not candidates.any():
         return candidates

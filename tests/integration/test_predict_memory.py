@@ -36,7 +36,7 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(tmp_path: Path) -> No
         scene = tmp_path / f"{height}.tif"
         with rasterio.open(
             scene, "w", driver="GTiff", width=2000, height=height, count=3, dtype="uint8", photometric="RGB",
-            tiled=True, blockxsize=512, blockysize=512, interleave="pixel", compress="deflate", sparse_ok=True, **toys.UTM,
+            tiled=True, blockxsize=512, blockysize=512, interleave="pixel", sparse_ok=True, **toys.UTM,
         ) as dataset:  # fmt: skip
             dataset.write(toys.noise((1500, 2000)), window=rasterio.windows.Window(0, 0, 2000, 1500))
         peaks.append(peak_mb(scene, tmp_path / f"{height}_mask.tif", model))

@@ -105,12 +105,13 @@ def test_a_failed_run_leaves_nothing(job: dict[str, Any], monkeypatch: pytest.Mo
 
 
 def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(job: dict[str, Any]) -> None:
-    for name in ("output", *OUTPUTS):
-        job[name].write_bytes(b"precious")
+    side_files = [job["output"].with_name(name) for name in ("mask.qml", "mask.tif.aux.xml")]
+    for path in (job["output"], *(job[name] for name in OUTPUTS), *side_files):
+        path.write_bytes(b"precious")
         with pytest.raises(OutputExistsError):
             predict(**job)
-        assert job[name].read_bytes() == b"precious"
-        job[name].unlink()
+        assert path.read_bytes() == b"precious"
+        path.unlink()
     job["output"].write_bytes(b"precious")
     stale = job["output"].with_name("mask.tif.ovr")
     stale.write_bytes(b"overviews of another mask")
