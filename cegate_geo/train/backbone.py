@@ -72,7 +72,7 @@ def _load_own(spec: BackboneSpec, path: Path, image_size: int) -> tuple[nn.Modul
 def _made_positions(spec: BackboneSpec) -> torch.Tensor:
     """Position embeddings (1, P + T, D) of a backbone whose file does not hold them, at its own image size."""
     with torch.device("meta"):
-        vit = timm.create_model(spec.architecture, num_classes=0, **spec.kwargs)
+        vit: Any = timm.create_model(spec.architecture, num_classes=0, **spec.kwargs)
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
     table = sincos_positions(vit.patch_embed.grid_size, vit.embed_dim)
     return torch.cat([torch.zeros(prefix, vit.embed_dim), table])[None]
