@@ -45,15 +45,17 @@ def plant_trees(
             trees.append(make_tree(rng, spot.x + rng.normal(0, 0.3), spot.y - 7.6, rng.uniform(2.0, 2.9), species=1))
     shore = shapely.get_parts(terrain.water.buffer(3.5).boundary)[0]
     for along in np.arange(0, shore.length, 5.0):
-        if rng.random() < 0.5:
+        if rng.random() < 0.6:
             spot = shore.interpolate(along + rng.uniform(0, 3))
-            trees.append(make_tree(rng, spot.x, spot.y, rng.uniform(1.2, 3.6)))
-    for _ in range(70):
-        x, y = 64 + rng.normal(0, 13), -70 + rng.normal(0, 12)
-        trees.append(make_tree(rng, x, y, rng.uniform(2.0, 4.2), species=int(rng.integers(3))))
+            trees.append(make_tree(rng, spot.x, spot.y, rng.uniform(1.4, 4.0)))
+    for _ in range(90):
+        x, y = 58 + rng.normal(0, 14), -72 + rng.normal(0, 12)
+        trees.append(make_tree(rng, x, y, rng.uniform(2.2, 4.8), species=int(rng.integers(3))))
     for field in terrain.fields:
         if field.kind == "orchard":
             trees += _orchard(rng, field)
+        elif rng.random() < 0.45:
+            trees += _hedgerow(rng, field)
     crowns = shapely.polygons([np.asarray(t.outline.exterior.coords) for t in trees])
     solid = shapely.union_all([b.footprint for b in buildings])
     blocked = shapely.union_all([terrain.roads.buffer(-1.2), terrain.water.buffer(-1.0)])
@@ -68,7 +70,7 @@ def _garden_trees(rng: np.random.Generator, settlement: Settlement, gardens: lis
         for _ in range(int(rng.poisson(settlement.garden_trees))):
             x, y = rng.uniform(left, right), rng.uniform(bottom, top)
             if garden.shape.contains(Point(x, y)):
-                trees.append(make_tree(rng, x, y, rng.gamma(9, 0.24) + 0.6))
+                trees.append(make_tree(rng, x, y, rng.gamma(9, 0.28) + 0.7))
         if rng.random() < settlement.hedge_share:
             hedge = garden.shape.buffer(-0.9).boundary
             first, length = rng.uniform(0, 1) * hedge.length, rng.uniform(0.25, 0.5) * hedge.length
@@ -76,6 +78,20 @@ def _garden_trees(rng: np.random.Generator, settlement: Settlement, gardens: lis
                 spot = hedge.interpolate((along + rng.normal(0, 0.15)) % hedge.length)
                 x, y = spot.x + rng.normal(0, 0.12), spot.y + rng.normal(0, 0.12)
                 trees.append(make_tree(rng, x, y, rng.uniform(0.7, 1.15), species=0))
+    return trees
+
+
+def _hedgerow(rng: np.random.Generator, field: Ground) -> list[Tree]:
+    """Trees along a part of a field's edge."""
+    edge = field.shape.boundary
+    first, length = rng.uniform(0, 1) * edge.length, rng.uniform(0.2, 0.45) * edge.length
+    trees = []
+    for along in np.arange(first, first + length, 4.2):
+        if rng.random() < 0.85:
+            spot = edge.interpolate((along + rng.normal(0, 0.6)) % edge.length)
+            trees.append(
+                make_tree(rng, spot.x + rng.normal(0, 0.5), spot.y + rng.normal(0, 0.5), rng.uniform(1.3, 3.4))
+            )
     return trees
 
 
