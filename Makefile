@@ -19,6 +19,7 @@ help: ## Show this list
 demo: setup ## Set up, adapt on a made region, predict another, open $(DEMO)/index.html
 	$(BIN)/cegate-geo demo -o $(DEMO)
 
+test: export OMP_NUM_THREADS ?= 1 # toy models: threads only wait for each other
 test: lint ## Set up, check style, types and contracts, run all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
