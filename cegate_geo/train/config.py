@@ -30,7 +30,7 @@ class SourceConfig:
     background: str = ""
     """Class of pixels that no polygon covers; empty: the first class of the legend; "ignore": they do not count."""
     remap: Mapping[str, str] = field(default_factory=dict)
-    """Value or name in the labels → class name, or "ignore"."""
+    """Value, name or '#rrggbb' in the labels → class name, or "ignore"; "*" is everything else, "" an empty field."""
     aoi: str = ""
     """Polygons of the area that is labelled; outside it labels are ignored."""
     rows: tuple[int, int] | None = None

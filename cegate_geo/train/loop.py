@@ -38,6 +38,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 PICTURES = 6
 """Validation tiles that are drawn for the report."""
 
+COLLAPSE_AFTER = 100
+"""Steps before which a model that says one class everywhere has only not begun to learn."""
+
 DATA_STREAM, SCORE_STREAM = 0, 1
 
 
@@ -230,7 +233,7 @@ def _validate(job: Job, step: int, log: IO[str]) -> None:
             miou = metrics["miou"] or 0.0
             log.write(json.dumps({"step": step, "validation": metrics}) + "\n")
             said, true = (matrix.counts.sum(0) > 0).sum(), (matrix.counts.sum(1) > 0).sum()
-            if said == 1 < true:
+            if said == 1 < true and step >= COLLAPSE_AFTER:
                 warnings.warn(
                     CollapseWarning(f"At step {step} the model says one class everywhere. Lower train.lr."),
                     stacklevel=2,
