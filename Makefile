@@ -2,7 +2,9 @@
 
 VENV ?= .venv
 QGIS_VENV ?= .venv-qgis
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+# The first that runs and is new enough; a name on the PATH may be a shim for a version that is not there.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 # A package index with CPU builds of torch, for a small environment: make demo TORCH_INDEX=https://...
 TORCH_INDEX ?=
 DEMO ?= demo-out
@@ -45,8 +47,7 @@ setup-dev: setup $(VENV)/.dev-$(DEPS)
 
 # Some Debian machines have Python without its venv module: as root it is fetched, else the error says what to do.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "Python 3.11 or newer is needed, $(PYTHON) is older. Give one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@[ -n "$(PYTHON)" ] || { echo "Python 3.11 or newer is needed. Give one: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { rm -rf $(VENV); \
 	  [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -y -qq python3-venv >/dev/null \
 	  && $(PYTHON) -m venv $(VENV); } || \
