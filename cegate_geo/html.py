@@ -40,7 +40,7 @@ figcaption { padding: .3rem 0 .9rem; }
 .legend i, td i { display: inline-block; width: .85em; height: .85em; border-radius: 2px; margin-right: .45em;
   vertical-align: -.05em; border: 1px solid rgb(0 0 0 / .15); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; width: 100%; }
-th, td { text-align: right; padding: .34rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: right; padding: .34rem .45rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; font-size: .82rem; color: var(--quiet); white-space: nowrap; }
 td { white-space: nowrap; } table.text td { white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }

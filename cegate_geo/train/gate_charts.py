@@ -105,7 +105,7 @@ def score_map(selections: Sequence[Selection]) -> str:
                 x = LEFT + layer * cell + (cell - 3) / 2
                 parts.append(svg_text(x, top + 22, str(chosen[key]), anchor="middle", css=ink_on(fill)))
     width = LEFT + layers * cell + 8
-    return svg(width, TOP + 16 + len(kinds) * 40 + 6, "Fisher scores of all modules", *parts)
+    return svg(width, TOP + 16 + len(kinds) * 40 + 6, "Scores of all modules", *parts)
 
 
 def _extent(selections: Sequence[Selection]) -> tuple[int, list[Kind]]:

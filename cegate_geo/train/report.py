@@ -142,8 +142,9 @@ def _gate(log: RunLog, settings: AdaptConfig) -> str:
     how = scored if scores else f"{len(chosen[-1].active)} of {_total(log)} modules were chosen to be trained"
     others = "kept the weights that they had" if settings.peft.inactive == "frozen" else "were left out of the model"
     intro = f"<p>{often} {how} until the next selection; the others {others}.</p>"
+    score = "gradient norm" if settings.peft.method == "grad-norm" else "Fisher score"
     note = (
-        '<p class="small">Colour: share of the Fisher score of its type, mean of all selections. Number: how often it '
+        f'<p class="small">Colour: share of the {score} of its type, mean of all selections. Number: how often it '
         f"was chosen, of {len(log.selections)}. Frame: chosen in the last selection.</p>"
     )
     return "\n".join(
