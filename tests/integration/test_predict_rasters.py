@@ -241,7 +241,7 @@ def test_holes_of_the_drone_scene_are_found_and_bright_roofs_kept(shared_data: P
     predict(scene, tmp_path / "mask.tif", model=model, nodata=[255, 255, 255])
     empty = toys.read(tmp_path / "mask.tif")[0] == 255
     white = (toys.read(scene) == 255).all(axis=0)
-    assert 370_000 < empty.sum() < 400_000, "the hole has about 388,000 pixels"
+    assert 395_000 < empty.sum() < 410_000, "the hole, its frayed rim included, has about 404,000 pixels"
     assert (white & ~empty).sum() > 5, "white specks on roofs are data"
     assert (white & ~empty).sum() < 0.01 * empty.sum()
     hole = [tuple(map(int, (v.min(), v.max()))) for v in np.nonzero(empty)]
