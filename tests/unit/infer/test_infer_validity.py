@@ -163,3 +163,24 @@ def test_subdatasets_are_asked_for(tmp_path: Path) -> None:
             dataset.write(toys.noise((4, 4)))
     with pytest.raises(RasterError, match="subdatasets"):
         Scene(str(path), toys.manifest())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 150), st.integers(0, 150), st.integers(1, 50), st.integers(1, 50))
+def test_what_is_a_hole_does_not_depend_on_the_window_that_is_read(
+    tmp_path_factory: pytest.TempPathFactory, row: int, col: int, height: int, width: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "lossy.tif"
+    if not path.exists():
+        values = toys.noise((200, 200)) // 2
+        values[:, 20:90, 30:100] = values[:, 120:180, 60:75] = values[:, 150:160, 100:200] = 255
+        toys.write_raster(path, values, compress="JPEG", photometric="YCBCR", jpeg_quality=95)
+    scene = Scene(str(path), toys.manifest(3), nodata=[255])
+    whole = scene.read(Window.of_shape((200, 200)))
+    window = Window(col_off=col, row_off=row, width=width, height=height)
+    part = scene.read(window)
+    scene.close()
+    assert not whole.valid[50, 60]
+    assert whole.valid[155, 150], "too thin for a hole"
+    np.testing.assert_array_equal(part.valid, whole.valid[row : row + height, col : col + width])
+    np.testing.assert_array_equal(part.values, whole.values[:, row : row + height, col : col + width])
