@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -257,11 +258,13 @@ def _check_modules(segmenter: Segmenter, manifest: Manifest) -> None:
 
 
 def _manifest(run: Run, kept: frozenset[ModuleKey], total: int) -> Manifest:
-    """The contract of a run's model; paths of the training data stay out of it."""
+    """The contract of a run's model; folders of the machine that it was trained on stay out of it."""
     config, facts = run.config, dict(run.facts)
     gsd_m, gsd_range_m, bands = facts.pop("gsd_m"), facts.pop("gsd_range_m"), facts.pop("bands")
     settings = {name: to_table(getattr(config, name)) for name in ("model", "peft", "train")}
     settings["model"]["weights"] = Path(config.model.weights).name
+    if "command" in facts:
+        facts["command"] = shlex.join(_without_folder(word) for word in shlex.split(facts["command"]))
     patch = run.segmenter.patch
     return Manifest(
         name=config.name,
@@ -279,6 +282,12 @@ def _manifest(run: Run, kept: frozenset[ModuleKey], total: int) -> Manifest:
         modules_total=total,
         provenance={**facts, "settings": settings},
     )
+
+
+def _without_folder(word: str) -> str:
+    """The name of a file that is given by its absolute path, also behind an `=`: where it lay is nobody's business."""
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
 
 
 def _sample(run: Run) -> torch.Tensor:

@@ -393,6 +393,7 @@ def make_run(folder: Path, **peft: object) -> Run:
             elif "up." in name:
                 nn.init.normal_(parameter, std=0.3)
     run.facts = {
+        "command": "cegate-geo adapt /secret/a.toml --set model.weights=/secret/base.safetensors -o runs/a",
         "gsd_m": 0.2, "gsd_range_m": [0.1, 0.4], "bands": ["red", "green", "blue"], "version": "0", "sources": ["a"],
     }  # fmt: skip
     run.save()
@@ -417,6 +418,7 @@ def test_an_exported_run_computes_what_the_run_computes(tmp_path: Path) -> None:
     assert read.legend == run.config.legend
     assert (read.gsd_m, read.gsd_range_m, read.tile_size, read.licence) == (0.2, (0.1, 0.4), 32, "CC-BY-4.0")
     assert read.provenance["settings"]["peft"]["method"] == "gate"
+    assert read.provenance["command"] == "cegate-geo adapt a.toml --set model.weights=base.safetensors -o runs/a"
 
 
 @pytest.fixture
