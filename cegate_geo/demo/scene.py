@@ -60,7 +60,7 @@ class Building:
 
     wings: tuple[Wing, ...]
     roof: int
-    """Place of the roof material in the season's list, counted on from the end where the list is shorter."""
+    """Place of the roof material in the season's list; negative places, counted from its end, are sheds and halls."""
 
     @property
     def footprint(self) -> BaseGeometry:

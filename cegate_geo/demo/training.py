@@ -106,7 +106,7 @@ def adapt_and_predict(
 
 
 def make_config(settings: DemoSettings, files: RegionFiles, weights: str) -> AdaptConfig:
-    """The demo's adaptation: a small DPT head, modules of small rank, a quick gate."""
+    """The demo's adaptation: a small head, modules of small rank, a quick gate."""
     return AdaptConfig(
         classes=dict(enumerate(CLASS_NAMES)),
         colors=CLASS_COLORS,
@@ -120,7 +120,7 @@ def make_config(settings: DemoSettings, files: RegionFiles, weights: str) -> Ada
             ),
         ),
         model=ModelConfig(
-            backbone="vit_tiny_patch16_224", weights=weights, head="dpt", head_dim=64, tile_size=settings.crop
+            backbone="vit_tiny_patch16_224", weights=weights, head="dpt-detail", head_dim=64, tile_size=settings.crop
         ),
         peft=PeftConfig(
             budget=0.25,
@@ -135,7 +135,7 @@ def make_config(settings: DemoSettings, files: RegionFiles, weights: str) -> Ada
             batch_size=settings.batch_size,
             crop=settings.crop,
             scale=(0.67, 1.5),
-            lr=1e-3,
+            lr=2e-4,
             head_lr=2e-3,
             ema=0.97,
             validation=0.12,
