@@ -28,7 +28,7 @@ def figures(story: Story) -> str:
     if story.adapted.metrics is not None:
         cells.append((_percent(story.adapted.metrics["miou"]), f"mean IoU in %, {story.adapted.title.lower()}", "best"))
     if story.model_bytes:
-        cells.append((f"{story.model_bytes / 1e6:.1f} MB", "the exported model, one file", ""))
+        cells.append((f"{story.model_bytes / 1e6:.1f} MB", "the model, one file", ""))
     if story.timings:
         cells.append((f"{sum(s for _, s in story.timings):.0f} s", "for everything, on this machine", ""))
     return '<div class="figures">' + "".join(

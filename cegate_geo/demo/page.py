@@ -53,8 +53,8 @@ def _head(story: Story) -> str:
     if story.labelled is None:
         title = "The shipped model on a region made by code"
         text = (
-            "Nothing was trained: torch is not installed here. The demo made a georeferenced region with exact truth "
-            "and predicted it with the small model that comes with CEGate-Geo."
+            "Nothing was trained: the packages for it are not installed here. The demo made a georeferenced region "
+            "with exact truth and predicted it with the small model that comes with CEGate-Geo."
         )
     else:
         title = "Adapted on one region, used on another that looks different"
@@ -109,14 +109,14 @@ def _result(story: Story) -> str:
     if adapted.metrics is not None:
         lines.append(iou_table(story))
     lines += [f'<p class="note">{escape(note)}</p>' for note in story.notes]
+    if adapted.metrics is None:
+        return "\n".join([*lines, _grid(_map(story, adapted))])
     maps = [_figure(paint_classes(region.truth, story.legend), "Truth.", nodata, is_map=True)]
     maps += [_map(story, outcome) for outcome in (frozen, adapted) if outcome is not None]
+    if frozen is None:
+        return "\n".join([*lines, _grid(*maps, _errors(region, adapted))])
     lines.append(_grid(*maps))
-    if adapted.metrics is not None:
-        errors = [_errors(region, outcome) for outcome in (frozen, adapted) if outcome is not None]
-        if frozen is not None:
-            errors.append(_gain(region, frozen, adapted))
-        lines.append(_grid(*errors))
+    lines.append(_grid(_errors(region, frozen), _errors(region, adapted), _gain(region, frozen, adapted)))
     return "\n".join(lines)
 
 
@@ -166,7 +166,7 @@ def _cost(story: Story) -> str:
     facts = []
     if story.model_bytes:
         facts.append(
-            f"model.onnx is {story.model_bytes / 1e6:.1f} MB with {story.model_parameters / 1e6:.2f} M weights."
+            f"The model is {story.model_bytes / 1e6:.1f} MB with {story.model_parameters / 1e6:.2f} M weights."
         )
     if story.parity is not None:
         facts.append(f"Its probabilities differ from torch's by at most {story.parity:.1e}.")

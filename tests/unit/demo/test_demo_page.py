@@ -195,3 +195,12 @@ def test_truth_is_translated_by_name_into_another_legend() -> None:
     assert translated is not None
     assert translated.tolist() == [[3, 7, 3], [3, 3, 255]]
     assert shared_truth(truth, Legend.from_names(["other", "glacier"])) is None
+
+
+def test_where_nothing_can_be_measured_no_truth_is_shown(story: Story) -> None:
+    """The truth's ids would be painted in the colours of another legend."""
+    alone = replace(story, labelled=None, frozen=None, gate=None, adapted=replace(story.adapted, metrics=None))
+    reader = read(render_page(alone))
+    assert len(reader.references) == 3
+    assert "Truth." not in reader.text
+    assert text_table(alone) == ""
