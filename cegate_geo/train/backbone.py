@@ -15,13 +15,13 @@ from typing import Any, Literal, cast
 import timm
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import load_state_dict
 from torch import nn
 
 from cegate_geo.errors import ModelError
+from cegate_geo.train.tensor_file import write_tensors
 
 METADATA_KEY = "cegate_geo_backbone"
 
@@ -150,7 +150,7 @@ def save_backbone(model: nn.Module, spec: BackboneSpec, path: Path, *, provenanc
         ModelError: If a weight is not finite, or too large for half precision.
     """
     state = {k: v for k, v in model.state_dict().items() if k != "pos_embed" or spec.positions == "stored"}
-    tensors = {k: v.detach().half().contiguous().cpu() for k, v in state.items()}
+    tensors = {k: v.detach().half() for k, v in state.items()}
     wrong = [k for k, v in tensors.items() if not v.isfinite().all()]
     if wrong:
         raise ModelError(f"{wrong[:3]} hold values that half precision can't.", hint="Lower the learning rate.")
@@ -162,13 +162,7 @@ def save_backbone(model: nn.Module, spec: BackboneSpec, path: Path, *, provenanc
         "positions": spec.positions,
         "provenance": dict(provenance),
     }
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(table, sort_keys=True), "format": "pt"})
-        part.chmod(0o644)  # safetensors writes for the owner alone
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_tensors(tensors, path, metadata={METADATA_KEY: json.dumps(table, sort_keys=True)})
 
 
 def read_spec(path: Path) -> BackboneSpec | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cegate_geo.errors import InputError, ModelError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
@@ -18,6 +18,7 @@ from cegate_geo.train.backbone import load_backbone
 from cegate_geo.train.config import AdaptConfig, ModelConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.segmenter import Segmenter
+from cegate_geo.train.tensor_file import write_tensors
 
 ADAPTER = "adapter.safetensors"
 METADATA_KEY = "cegate_geo_run"
@@ -76,10 +77,7 @@ class Run:
             "ever_active": sorted(str(k) for k in self.ever_active),
             "facts": self.facts,
         }
-        part = self.folder / (ADAPTER + ".part")
-        tensors = {k: v.detach().cpu().contiguous().clone() for k, v in self.state_dict().items()}
-        save_file(tensors, part, metadata={METADATA_KEY: json.dumps(table), "format": "pt"})
-        part.replace(self.folder / ADAPTER)
+        write_tensors(self.state_dict(), self.folder / ADAPTER, metadata={METADATA_KEY: json.dumps(table)})
 
 
 def new_run(folder: Path, config: AdaptConfig) -> Run:

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from cegate_geo.errors import InputError
+from cegate_geo.train.tensor_file import write_tensors
 
 
 class Stateful(Protocol):
@@ -42,8 +43,7 @@ def save_state(
     tensors["torch_rng"] = torch.get_rng_state()
     folder.mkdir(parents=True, exist_ok=True)
     name = f"step-{step:08d}.safetensors"
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / (name + ".part"))
-    (folder / (name + ".part")).replace(folder / name)
+    write_tensors(tensors, folder / name)
     table = {
         "step": step,
         "tensors": name,
