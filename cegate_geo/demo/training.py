@@ -236,6 +236,6 @@ def _fairness(frozen: Outcome, adapted: Outcome, settings: DemoSettings) -> str:
         f"Both models have the same backbone and head, and saw the same chips of region A for {settings.steps} steps. "
         f"Frozen, the head alone learned ({frozen.trained_parameters / 1e6:.2f} M weights); adapted, the head and the "
         f"modules that the gate chose ({adapted.trained_parameters / 1e6:.2f} M). Which step's weights are kept was "
-        "decided on held-out blocks of region A. It is one run with one seed, and its settings were found while region B "
-        "was looked at: a demonstration, no measurement."
+        "decided on held-out blocks of region A. It is one run with one seed, and its settings were found "
+        "while region B was looked at: a demonstration, no measurement."
     )
