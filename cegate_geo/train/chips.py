@@ -18,6 +18,7 @@ from cegate_geo.infer.validity import fill_invalid
 from cegate_geo.train.augment import photometric, resample, turn
 from cegate_geo.train.labels import Labels
 from cegate_geo.train.splits import Area
+from cegate_geo.train.styles import StylePool
 
 CELL = 64
 """Side of the cells in which labelled pixels are counted, so that places can be drawn by class."""
@@ -62,6 +63,8 @@ class ChipSampler:
             drawn around any labelled pixel.
         classes: Number of classes K.
         photometric: Strength of colour augmentation; 0 turns it off.
+        styles: Looks of other places, for chips of `crop` pixels; None for none.
+        style: Share of the chips that get one.
         weights: Share of the chips by area; None: as the scenes' sources are weighted, by labelled pixels within.
 
     Raises:
@@ -77,11 +80,14 @@ class ChipSampler:
         balance: float,
         classes: int,
         photometric: float,
+        styles: StylePool | None = None,
+        style: float = 0.0,
         weights: Sequence[float] | None = None,
     ) -> None:
         if weights is not None and (len(weights) != len(areas) or min(weights) < 0 or not sum(weights)):
             raise InputError(f"{len(areas)} areas can't have the weights {list(weights)}.", hint="Give one for each.")
         self.crop, self.scale, self.balance, self.photometric = crop, scale, balance, photometric
+        self._styles, self._style = styles, style
         self._areas = list(areas)
         self._cells = [_Cells.of(a, classes) for a in areas]
         self._counts = np.array([c.counts.sum(0) for c in self._cells], np.int64).reshape(-1, classes)
@@ -134,6 +140,8 @@ class ChipSampler:
         image, labels = _padded(area, window)
         image, labels = resample(image, labels, side=self.crop)
         image, labels = turn(image, labels, quarters=int(rng.integers(4)), flip=bool(rng.random() < 0.5))
+        if self._styles is not None and rng.random() < self._style:
+            image = self._styles.restyle(np.ascontiguousarray(image), rng)
         picture = photometric(np.ascontiguousarray(image), strength=self.photometric, rng=rng)
         return picture, np.ascontiguousarray(labels).astype(np.int64)
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ConfigError
+from cegate_geo.train.unlabelled import UnlabelledSource
 
 Method = Literal[
     "gate", "frozen", "full", "lora", "adaptformer", "earth-adapter", "all", "random", "fixed", "grad-norm"
@@ -127,6 +128,8 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     photometric: float = 1.0
     """Strength of colour augmentation; 0 turns it off."""
+    style: float = 0.5
+    """Share of the chips that get the look of a [[style]] chip, where there are any."""
     balance: float = 0.5
     """Share of the chips that is drawn around a class chosen evenly, instead of anywhere."""
     validation: float = 0.15
@@ -142,6 +145,8 @@ class TrainConfig:
                 f"validation={self.validation}.",
                 hint="steps and batch_size are at least 1, crop at least 16, validation lies in [0, 1).",
             )
+        if not 0 <= self.style <= 1:
+            raise ConfigError(f"train.style = {self.style} is no share.", hint="It lies between 0 and 1.")
         if not 0 < self.scale[0] <= self.scale[1]:
             raise ConfigError(f"train.scale = {list(self.scale)} is no range.", hint="Write [smallest, largest].")
 
@@ -156,6 +161,8 @@ class AdaptConfig:
     colors: Mapping[str, str] = field(default_factory=dict)
     """Class name → '#rrggbb'."""
     validation: tuple[SourceConfig, ...] = ()
+    style: tuple[UnlabelledSource, ...] = ()
+    """Unlabelled rasters of other places, seasons or sensors: their looks are put on the chips."""
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -19,7 +19,11 @@ from cegate_geo.train.ema import Ema
 from cegate_geo.train.run import Run, new_run
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 from cegate_geo.train.splits import Area, split_scenes, whole
+from cegate_geo.train.styles import StylePool
 from cegate_geo.train.validation import Tile, choose_precision
+
+DATA_STREAM, SCORE_STREAM, STYLE_STREAM = 0, 1, 2
+"""Random numbers of chips, of the chips that the gate scores, and of looks: independent for the same seed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -87,6 +91,8 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
         balance=settings.balance,
         classes=len(config.legend),
         photometric=settings.photometric,
+        styles=_read_styles(config),
+        style=settings.style,
     )
     tiles = [read_tile(area, window) for area, window in validation_tiles(held_out, crop=config.model.tile_size)]
     run.facts = collect_facts(config, scenes, sampler, provenance)
@@ -100,6 +106,14 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
         device=device,
         precision=choose_precision(settings.precision, device),
     )
+
+
+def _read_styles(config: AdaptConfig) -> StylePool | None:
+    """The same pool for the same seed; None where there is no [[style]], or it is not used."""
+    if not config.style or not config.train.style:
+        return None
+    rng = np.random.default_rng([config.train.seed, STYLE_STREAM])
+    return StylePool(config.style, side=config.train.crop, rng=rng)
 
 
 def _unfuse_attention(vit: torch.nn.Module) -> None:
@@ -139,6 +153,7 @@ def collect_facts(
         "bands": ["red", "green", "blue"],
         "version": __version__,
         "sources": [s.name or Path(s.images).name for s in config.source],
+        "styles": [Path(s.images).name for s in config.style] if config.train.style else [],
         "pixels": sampler.pixel_counts(),
         "statistics": sampler.image_statistics(),
         **(provenance or {}),

@@ -27,7 +27,7 @@ from cegate_geo.domain.legend import IGNORE_INDEX
 from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, InputError
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.config_file import to_table
-from cegate_geo.train.job import Job, make_job
+from cegate_geo.train.job import DATA_STREAM, SCORE_STREAM, Job, make_job
 from cegate_geo.train.run import load_weights
 from cegate_geo.train.state import load_state, save_state
 from cegate_geo.train.validation import autocast, save_pictures, validate
@@ -40,8 +40,6 @@ PICTURES = 6
 
 COLLAPSE_AFTER = 100
 """Steps before which a model that says one class everywhere has only not begun to learn."""
-
-DATA_STREAM, SCORE_STREAM = 0, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

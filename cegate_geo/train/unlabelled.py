@@ -8,11 +8,13 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 import torch
+from rasterio.windows import Window
 from torch.nn import functional as F
 
 from cegate_geo.errors import InputError, RasterError
@@ -107,14 +109,38 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _read_uint8(path: Path, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+class Uint8Raster:
+    """Three bands of an open raster of 8 bits. Made by `open_uint8`."""
+
+    def __init__(self, dataset: Any, bands: tuple[int, ...]) -> None:
+        self._dataset, self._bands = dataset, bands
+        self.shape: tuple[int, int] = dataset.shape
+
+    def read(self, row: int, col: int, height: int, width: int) -> npt.NDArray[np.uint8]:
+        """(3, height, width) of a window within the raster."""
+        values: npt.NDArray[np.uint8] = self._dataset.read(self._bands, window=Window(col, row, width, height))
+        return values
+
+
+@contextlib.contextmanager
+def open_uint8(path: Path, bands: tuple[int, ...]) -> Iterator[Uint8Raster]:
+    """Open a raster to look at its pixels only: whatever its place, as long as it holds bytes.
+
+    Raises:
+        RasterError: If it can't be read, lacks a band, or holds other numbers.
+    """
     try:
-        with _quiet(), rasterio.open(path) as source:
-            if max(bands) > source.count or source.dtypes[0] != "uint8":
+        with _quiet(), rasterio.open(path) as dataset:
+            if max(bands) > dataset.count or dataset.dtypes[0] != "uint8":
                 raise RasterError(
-                    f"{path} has {source.count} bands of {source.dtypes[0]}; bands {bands} of uint8 are needed.",
+                    f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; bands {bands} of uint8 are needed.",
                     hint="Choose other bands, or scale it to 8 bits first (gdal_translate -ot Byte -scale).",
                 )
-            return source.read(bands)
+            yield Uint8Raster(dataset, bands)
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"{path} can't be read: {error}.", hint="Check that it is a raster.") from error
+
+
+def _read_uint8(path: Path, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+    with open_uint8(path, bands) as raster:
+        return raster.read(0, 0, *raster.shape)
