@@ -130,6 +130,8 @@ class TrainConfig:
     """Strength of colour augmentation; 0 turns it off."""
     style: float = 0.5
     """Share of the chips that get the look of a [[style]] chip, where there are any."""
+    style_method: Literal["histogram", "fourier", "both"] = "histogram"
+    """How looks are put on: by matching histograms, by low frequencies of the Fourier transform, or by turns."""
     balance: float = 0.5
     """Share of the chips that is drawn around a class chosen evenly, instead of anywhere."""
     validation: float = 0.15

@@ -113,7 +113,7 @@ def _read_styles(config: AdaptConfig) -> StylePool | None:
     if not config.style or not config.train.style:
         return None
     rng = np.random.default_rng([config.train.seed, STYLE_STREAM])
-    return StylePool(config.style, side=config.train.crop, rng=rng)
+    return StylePool(config.style, side=config.train.crop, rng=rng, method=config.train.style_method)
 
 
 def _unfuse_attention(vit: torch.nn.Module) -> None:

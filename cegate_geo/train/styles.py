@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from cegate_geo.errors import InputError
 from cegate_geo.train.unlabelled import UnlabelledSource, expand, open_uint8
 
 Image = npt.NDArray[np.uint8]
+Method = Literal["histogram", "fourier", "both"]
+"""How a look is put on: by matching histograms, by low frequencies (which can leave coloured clouds), or by turns."""
 
 POOL_SIZE = 256
 """Chips whose look is kept."""
@@ -38,6 +41,7 @@ class StylePool:
         sources: Where to look.
         side: Side of the chips in pixels, those of the pool and those that are restyled.
         rng: Draws the pool.
+        method: How looks are put on.
         count: Chips in the pool.
 
     Raises:
@@ -46,12 +50,19 @@ class StylePool:
     """
 
     def __init__(
-        self, sources: Sequence[UnlabelledSource], *, side: int, rng: np.random.Generator, count: int = POOL_SIZE
+        self,
+        sources: Sequence[UnlabelledSource],
+        *,
+        side: int,
+        rng: np.random.Generator,
+        method: Method = "histogram",
+        count: int = POOL_SIZE,
     ) -> None:
         weights = np.array([s.weight for s in sources], float)
         if not len(weights) or weights.min() < 0 or not weights.sum():
             raise InputError("There is no [[style]] to draw from.", hint="Give one with images = '...' and a weight.")
         paths = [expand(s.images) for s in sources]
+        self._method = method
         self._block = max(1, int(side * BLOCK[1]))
         self._histograms = np.empty((count, 3, 256), np.float32)
         self._amplitudes = np.empty((count, 3, 2 * self._block + 1, self._block + 1), np.float32)
@@ -66,7 +77,8 @@ class StylePool:
     def restyle(self, image: Image, rng: np.random.Generator) -> Image:
         """(3, S, S) uint8 with the colours of a random chip of the pool; S is the pool's side."""
         n = int(rng.integers(len(self)))
-        if rng.random() < 0.5:
+        by_histogram = {"histogram": True, "fourier": False, "both": bool(rng.random() < 0.5)}[self._method]
+        if by_histogram:
             return match_histograms(image, self._histograms[n], weight=float(rng.random()))
         return swap_amplitudes(image, self._amplitudes[n], block=float(rng.uniform(*BLOCK)))
 

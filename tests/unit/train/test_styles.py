@@ -10,7 +10,7 @@ import pytest
 import rasterio
 
 from cegate_geo.errors import InputError, RasterError
-from cegate_geo.train.styles import StylePool, cumulative_histograms, match_histograms, swap_amplitudes
+from cegate_geo.train.styles import Method, StylePool, cumulative_histograms, match_histograms, swap_amplitudes
 from cegate_geo.train.unlabelled import UnlabelledSource
 
 Image = npt.NDArray[np.uint8]
@@ -38,9 +38,9 @@ def elsewhere(tmp_path: Path) -> Path:
     return write(tmp_path / "elsewhere.tif", image)
 
 
-def pool(path: Path, seed: int = 0, count: int = 4) -> StylePool:
+def pool(path: Path, method: Method = "histogram") -> StylePool:
     source = UnlabelledSource(images=str(path))
-    return StylePool([source], side=SIDE, rng=np.random.default_rng(seed), count=count)
+    return StylePool([source], side=SIDE, rng=np.random.default_rng(0), method=method, count=4)
 
 
 def test_a_wholly_matched_chip_has_the_other_distribution() -> None:
@@ -87,13 +87,15 @@ def test_swapped_amplitudes_bring_the_colours_and_leave_the_fine_structure() -> 
     assert np.abs(after - before).max() < 0.02 * np.abs(before).max() + 80  # rounding only
 
 
-def test_the_pool_restyles_and_repeats(elsewhere: Path) -> None:
+@pytest.mark.parametrize("method", ["histogram", "fourier", "both"])
+def test_the_pool_restyles_and_repeats(elsewhere: Path, method: Method) -> None:
     image = noisy(np.random.default_rng(5), 60, 15)
-    first, again = (pool(elsewhere).restyle(image, np.random.default_rng(3)) for _ in range(2))
+    first, again = (pool(elsewhere, method).restyle(image, np.random.default_rng(3)) for _ in range(2))
     assert first.dtype == np.uint8
     assert first.shape == image.shape
     assert np.array_equal(first, again)
-    styled = [pool(elsewhere).restyle(image, np.random.default_rng(s)).astype(float) for s in range(20)]
+    looks = pool(elsewhere, method)
+    styled = [looks.restyle(image, np.random.default_rng(s)).astype(float) for s in range(20)]
     shift = np.mean([s.mean((1, 2)) - image.mean((1, 2)) for s in styled], axis=0)
     assert (shift > 30).all()  # towards the brighter region
     assert shift[0] > shift[1] + 10  # and its red cast
