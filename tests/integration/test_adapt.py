@@ -45,6 +45,8 @@ def config(folder: Path, **train: object) -> AdaptConfig:
         },
         "train": {**settings, **train},
     }  # fmt: skip
+    if "style" in train:
+        table["style"] = [{"images": str(raster)}]
     return build(AdaptConfig, table)
 
 
@@ -105,8 +107,9 @@ def test_the_exported_graph_holds_no_trace_of_a_pruned_module(learned: Path, tmp
     assert stored <= frozen + head + run.toolbox.count_parameters(kept) + constants
 
 
-def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) -> None:
-    settings = config(tmp_path)
+@pytest.mark.parametrize("train", [{}, {"style": 0.5, "style_method": "both"}], ids=["plain", "styles"])
+def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path, train: dict[str, object]) -> None:
+    settings = config(tmp_path, **train)
     adapt(settings, tmp_path / "whole", device="cpu")
     calls = iter([False] * 6 + [True])
     with pytest.raises(CancelledError, match="7 steps"):
@@ -116,6 +119,15 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path) 
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert lines(tmp_path / "whole" / "gate.jsonl") == lines(tmp_path / "parts" / "gate.jsonl")
+
+
+def test_looks_of_other_places_change_what_is_learned(tmp_path: Path) -> None:
+    for name, train in (("plain", {}), ("styled", {"style": 1.0}), ("unused", {"style": 0.0})):
+        adapt(config(tmp_path, steps=2, **train), tmp_path / name, device="cpu")
+    plain, styled, unused = (load_file(tmp_path / n / "adapter.safetensors") for n in ("plain", "styled", "unused"))
+    assert any(not torch.equal(plain[k], styled[k]) for k in plain)
+    assert all(torch.equal(plain[k], unused[k]) for k in plain)
+    assert load_run(tmp_path / "styled").facts["styles"] == ["squares.tif"]
 
 
 def test_a_run_is_not_overwritten_by_another(tmp_path: Path) -> None:
