@@ -83,14 +83,15 @@ def html(value: object) -> str:
     return value if isinstance(value, Markup) else escape(str(value))
 
 
-def page(title: str, *parts: str, style: str = STYLE) -> str:
-    """A whole HTML document."""
+def page(title: str, *parts: str, style: str = STYLE, script: str = "") -> str:
+    """A whole HTML document; empty parts are left out."""
+    tail = f"<script>{script}</script>\n" if script else ""
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
+        + f"\n</main>\n{tail}</body>\n</html>\n"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
+from cegate_geo import html
 from cegate_geo.demo.story import GateView, Story
 from cegate_geo.domain.legend import Legend
 
@@ -39,9 +40,7 @@ def figures(story: Story) -> str:
 
 def legend_row(legend: Legend) -> str:
     """Names beside their colours."""
-    return '<div class="legend">' + "".join(
-        f'<span><i style="background:{c.hex}"></i>{escape(c.name)}</span>' for c in legend
-    ) + "</div>"  # fmt: skip
+    return html.legend([(c.name, c.hex) for c in legend])
 
 
 def _bar(value: float | None, css: str) -> str:
@@ -91,10 +90,8 @@ def gate_chart(gate: GateView) -> str:
         "Columns: blocks, from input to output. Red: share of the Fisher score of its type in the last selection. "
         f"Frame: chosen then. Dot: in the exported model. {hints}."
     )
-    return (
-        f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="Modules that the gate chose">'
-        f'{"".join(cells)}</svg>\n<p class="small">{escape(caption)}</p>'
-    )
+    picture = html.svg(width, height, "Modules that the gate chose", *cells)
+    return f'{picture}\n<p class="small">{escape(caption)}</p>'
 
 
 def _cell(gate: GateView, key: tuple[int, str], x: float, y: float, top_score: float) -> str:
@@ -116,11 +113,7 @@ def timing_bar(timings: tuple[tuple[str, float], ...]) -> str:
         f'<div style="width:{100 * seconds / total:.2f}%;background:{color}" title="{escape(name)}"></div>'
         for name, seconds, color in pairs
     )
-    text = "".join(
-        f'<span><i style="background:{color}"></i>{escape(name)} {seconds:.1f} s</span>'
-        for name, seconds, color in pairs
-    )
-    return f'<div class="steps">{bar}</div>\n<div class="legend">{text}</div>'
+    return f'<div class="steps">{bar}</div>\n' + html.legend([(f"{n} {s:.1f} s", color) for n, s, color in pairs])
 
 
 def text_table(story: Story) -> str:

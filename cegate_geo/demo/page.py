@@ -8,6 +8,7 @@ from importlib.resources import files
 import numpy as np
 import numpy.typing as npt
 
+from cegate_geo import html
 from cegate_geo.demo.charts import figures, gate_chart, iou_table, legend_row, timing_bar
 from cegate_geo.demo.pictures import data_uri, paint_classes, paint_errors, paint_imagery, paint_over
 from cegate_geo.demo.regions import Region
@@ -23,13 +24,7 @@ def render_page(story: Story) -> str:
     """The whole page as HTML. It refers to nothing outside itself."""
     style = (files("cegate_geo.demo") / "page.css").read_text(encoding="utf-8")
     parts = [_head(story), _swipe(story), _training(story), _result(story), _gate(story), _cost(story), _next(story)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>CEGate-Geo demo</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + f"\n</main>\n<script>{SWIPE_SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return html.page("CEGate-Geo demo", *parts, style=style, script=SWIPE_SCRIPT)
 
 
 def _figure(picture: npt.NDArray[np.uint8], title: str, text: str, *, is_map: bool = False) -> str:
