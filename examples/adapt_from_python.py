@@ -2,7 +2,7 @@
 
     python examples/adapt_from_python.py demo-out/region_a.tif demo-out/region_a_labels.gpkg class /tmp/run
 
-Needs the extra `train`. The same without Python: `cegate-geo adapt --images ... --labels ... -o RUN/`.
+Needs the extra `train`. Without Python: `cegate-geo adapt CONFIG.toml -o RUN/`, with the same settings in the file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,11 @@ def main() -> int:
         classes=dict(enumerate(class_names(arguments.labels, arguments.field))),
         source=(SourceConfig(images=arguments.images, labels=str(arguments.labels), label_field=arguments.field),),
         model=ModelConfig(
-            backbone="vit_tiny_patch16_224", weights=arguments.weights, head_dim=64, tile_size=arguments.crop
+            backbone="vit_tiny_patch16_224",
+            weights=arguments.weights,
+            head="dpt-detail",
+            head_dim=64,
+            tile_size=arguments.crop,
         ),
         peft=PeftConfig(budget=0.25, every=max(1, arguments.steps // 6), samples=8),
         train=TrainConfig(

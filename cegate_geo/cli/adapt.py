@@ -29,10 +29,10 @@ def command(
 ) -> None:
     """Train the modules that the gate chooses and a head on the labelled rasters that CONFIG names.
 
-    RUN gets config.json, adapter.safetensors, gate.jsonl, metrics.jsonl, report.html and model.onnx.
+    RUN gets model.onnx, report.html, and what they were made from: config.json, result.json, adapter.safetensors,
+    gate.jsonl, metrics.jsonl, pictures/, state/. Ctrl-C saves the state; --resume goes on from there.
     """
-    from tqdm import tqdm
-
+    from cegate_geo.cli.events import step_bar, watch_cancel
     from cegate_geo.train.config import AdaptConfig
     from cegate_geo.train.config_file import apply_overrides, build, read_toml
     from cegate_geo.train.export import export_run
@@ -45,15 +45,16 @@ def command(
     if options["seed"] is not None:
         table.setdefault("train", {})["seed"] = options["seed"]
     settings = build(AdaptConfig, table)
-    with tqdm(total=settings.train.steps, unit="step", mininterval=1) as bar:
+    provenance = {"command": shlex.join(["cegate-geo", *sys.argv[1:]])}
+    with step_bar(settings.train.steps) as bar, watch_cancel(None) as cancelled:
 
         def progress(at: AdaptProgress) -> None:
-            bar.update(at.step - bar.n)
             miou = "" if at.miou is None else f", validation mIoU={at.miou:.3f}"
-            bar.set_postfix_str(f"loss={at.loss:.3f}{miou}", refresh=False)
+            bar(at.step, f"loss={at.loss:.3f}{miou}")
 
-        provenance = {"command": shlex.join(["cegate-geo", *sys.argv[1:]])}
-        result = adapt(settings, run, resume=resume, device=device, progress=progress, provenance=provenance)
+        result = adapt(
+            settings, run, resume=resume, device=device, progress=progress, cancelled=cancelled, provenance=provenance
+        )
     report = export_run(run, run / "model.onnx")
     write_report(run)
     if result.metrics is not None:

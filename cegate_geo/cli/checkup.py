@@ -154,17 +154,22 @@ def _model() -> Iterator[Finding]:
 
     try:
         path = default_model_path()
+    except CegateError as error:
+        yield Finding(name="shipped model", state="note", value=error.message, hint=error.hint)
+        return
+    try:
         predictor = load_predictor(path, SessionOptions(provider="cpu"))
         height, width = (side or predictor.manifest.tile_size for side in predictor.sides)
         predictor.run(np.zeros((1, len(predictor.manifest.bands), height, width), predictor.input_type))
     except CegateError as error:
-        yield Finding(name="shipped model", state="note", value=error.message, hint=error.hint)
+        yield Finding(name="shipped model", state="broken", value=error.message, hint=error.hint)
         return
     yield Finding(name="shipped model", state="ok", value=f"{path.stem} loads and runs")
 
 
 def _training() -> Iterator[Finding]:
-    missing = [p for p in ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors") if not _version(p)]
+    needed = ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "geopandas", "pillow")
+    missing = [package for package in needed if not _version(package)]
     if missing:
         hint = 'Only adapt, export and pretrain need it: pip install "cegate-geo[train]"'
         yield Finding(name="training", state="note", value=f"{', '.join(missing)} not installed", hint=hint)

@@ -40,7 +40,7 @@ class EventStream:
 
     def send(self, event: str, **values: Any) -> None:
         """Write an event with its values."""
-        line = json.dumps({"event": event, **_finite(values)}, ensure_ascii=False, allow_nan=False)
+        line = json.dumps({"event": event, **_finite(values)}, allow_nan=False)  # ASCII: any pipe can take it
         with self._lock:
             if self.is_broken:
                 return
@@ -157,3 +157,28 @@ def progress_bar(unit: str) -> tuple[Callable[[Progress], None], Callable[[], No
         bar.update(progress.done - bar.n)
 
     return show, bar.close
+
+
+@contextmanager
+def step_bar(total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar over the steps of a training on stderr, if that is a terminal: takes steps done, and what to say of them.
+
+    It appears with the first step: until then the configuration may turn out wrong.
+    """
+    from tqdm import tqdm
+
+    bars: list[tqdm[Any]] = []
+
+    def show(done: int, text: str) -> None:
+        if not bars:
+            bars.append(
+                tqdm(total=total, unit="step", initial=done - 1, mininterval=1, disable=not sys.stderr.isatty())
+            )
+        bars[0].set_postfix_str(text, refresh=False)
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()

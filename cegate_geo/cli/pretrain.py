@@ -15,20 +15,17 @@ import click
 @click.option("--device", default="cpu", show_default=True, help="torch device.")
 def command(config: Path, run: Path, overrides: tuple[str, ...], *, resume: bool, device: str) -> None:
     """Masked image modelling on the rasters that CONFIG names. Writes backbone.safetensors into the run's folder."""
-    from tqdm import tqdm
-
+    from cegate_geo.cli.events import step_bar, watch_cancel
     from cegate_geo.train.config_file import apply_overrides, build, read_toml
     from cegate_geo.train.memory import keep_freed_memory
     from cegate_geo.train.pretrain import PretrainConfig, pretrain
 
     keep_freed_memory()
     settings = build(PretrainConfig, apply_overrides(read_toml(config), overrides))
-    with tqdm(total=settings.train.steps, unit="step", mininterval=5) as bar:
+    with step_bar(settings.train.steps) as bar, watch_cancel(None) as cancelled:
 
-        def progress(done: int, total: int, figures: dict[str, float]) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-            bar.set_postfix(loss=f"{figures['loss']:.4f}", refresh=False)
+        def progress(done: int, _: int, figures: dict[str, float]) -> None:
+            bar(done, f"loss={figures['loss']:.4f}")
 
-        path = pretrain(settings, run, resume=resume, device=device, progress=progress)
+        path = pretrain(settings, run, resume=resume, device=device, progress=progress, cancelled=cancelled)
     click.echo(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from affine import Affine
 from rasterio.features import geometry_mask
 
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import InputError
+from cegate_geo.errors import GeoreferenceWarning, InputError
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.validity import BoolArray
 
@@ -91,6 +92,13 @@ def read_area(source: str, georeference: Georeference, *, invert: bool = False) 
         raise InputError(
             f"The area of interest {source} can't be read: {error}.", hint="Use FILE or FILE|layer of a vector format."
         ) from error
+    if bool(meta["crs"]) != bool(georeference.crs):
+        lacking, other = ("scene", "area of interest") if meta["crs"] else ("area of interest", "scene")
+        warnings.warn(
+            f"The {lacking} has no CRS: its coordinates are taken for those of the {other}.",
+            GeoreferenceWarning,
+            stacklevel=2,
+        )
     shapes = [g for g in shapely.from_wkb(wkb) if g is not None and g.geom_type in ("Polygon", "MultiPolygon")]
     if not shapes:
         raise InputError(f"{source} holds no polygons.", hint="Draw at least one polygon.")

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cegate_geo.errors import CegateError, InputError, OutputExistsError
@@ -21,6 +21,8 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
         OutputExistsError: If one exists and may not be overwritten.
         InputError: If one has no folder, is named twice, or is an input.
     """
+    for path in (*outputs, *inputs):
+        _require_name(path)
     resolved = [p.resolve() for p in outputs]
     for path, real in zip(outputs, resolved, strict=True):
         if resolved.count(real) > 1:
@@ -37,11 +39,20 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
             raise OutputExistsError(f"{path} exists already.", hint="Use --overwrite, or choose another name.")
 
 
+def _require_name(path: Path) -> None:
+    """Refuse names that are no text: GDAL, JSON and logs can't take them."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(f"The name {str(path)!a} is no text.", hint="Rename it.") from error
+
+
 class JobFolder:
     """A hidden folder beside the output, on the same file system."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, overwrite: bool) -> None:
         self.path = path
+        self._overwrite = overwrite
         self._results: list[tuple[Path, Path]] = []
         self._stale: list[Path] = []
 
@@ -58,29 +69,110 @@ class JobFolder:
         self._stale.append(target)
 
     def commit(self) -> None:
-        """Sync all results, then rename them one after the other."""
+        """Bring all results next to their names and to the disk, then rename them; what fails is undone.
+
+        Raises:
+            OutputExistsError: If an output has appeared since the job began, and may not be overwritten.
+            CegateError: If the disk is full, or a name can't be taken.
+        """
+        names = _Names(overwrite=self._overwrite)
         try:
-            folders = set()
-            for scratch, _ in self._results:
-                _sync(scratch)
+            near = [(names.bring(scratch, target), target) for scratch, target in self._results]
+            for scratch, target in near:
+                names.place(scratch, target)
             for path in self._stale:
                 path.unlink(missing_ok=True)
-            for scratch, target in self._results:
-                if scratch.parent.stat().st_dev == target.parent.stat().st_dev:
-                    scratch.replace(target)
-                else:
-                    _move_across(scratch, target)
-                folders.add(target.parent)
-            for folder in folders:
-                _sync(folder)
+            names.settle()
+        except CegateError:
+            names.undo()
+            raise
         except OSError as error:
+            names.undo()
             raise CegateError(
                 f"The results can't be put in place: {error}.", hint="Check the free space and the rights there."
             ) from error
+        except BaseException:
+            names.undo()
+            raise
+
+
+class _Names:
+    """Takes names for finished files, and gives them back."""
+
+    def __init__(self, *, overwrite: bool) -> None:
+        self._overwrite = overwrite
+        self._copies: list[Path] = []
+        self._placed: list[tuple[Path, Path | None]] = []
+        """Names that were taken, with what had them before."""
+
+    def bring(self, scratch: Path, target: Path) -> Path:
+        """The file, on the disk and on the file system of its target."""
+        if scratch.parent.stat().st_dev != target.parent.stat().st_dev:
+            near = _hidden(target, "new")
+            self._copies.append(near)
+            shutil.copyfile(scratch, near)
+            scratch = near
+        _sync(scratch)
+        return scratch
+
+    def place(self, near: Path, target: Path) -> None:
+        """Give a file its name."""
+        if not self._overwrite:
+            _link(near, target)
+            self._placed.append((target, None))
+            return
+        old = _hidden(target, "old")
+        try:
+            os.link(target, old)
+        except FileNotFoundError:
+            self._placed.append((target, None))
+        except OSError:  # no hard links there: a failure of a later output can't bring this one back
+            pass
+        else:
+            self._placed.append((target, old))
+        near.replace(target)
+
+    def settle(self) -> None:
+        """Keep what was placed."""
+        for folder in {target.parent for target, _ in self._placed}:
+            _sync(folder)
+        for _, old in self._placed:
+            if old is not None:
+                old.unlink(missing_ok=True)
+
+    def undo(self) -> None:
+        """Bring back what had the names before."""
+        for target, old in reversed(self._placed):
+            with suppress(OSError):
+                if old is not None:
+                    old.replace(target)
+                elif target.is_file():
+                    target.unlink()
+        for path in self._copies:
+            path.unlink(missing_ok=True)
+
+
+def _link(near: Path, target: Path) -> None:
+    """Give a file a name that nobody else has taken."""
+    taken = OutputExistsError(f"{target} has appeared while this ran.", hint="Use --overwrite, or choose another name.")
+    try:
+        os.link(near, target)
+    except FileExistsError as error:
+        raise taken from error
+    except OSError:  # no hard links there
+        if target.exists():
+            raise taken from None
+        near.replace(target)
+    else:
+        near.unlink()
+
+
+def _hidden(target: Path, what: str) -> Path:
+    return target.parent / f".{target.name}.{os.getpid()}.{what}{SUFFIX}"
 
 
 @contextmanager
-def job_folder(output: Path) -> Iterator[JobFolder]:
+def job_folder(output: Path, *, overwrite: bool = False) -> Iterator[JobFolder]:
     """A job folder for `output`; removed at the end, whatever happened. Remains of killed runs are removed first."""
     host = socket.gethostname().split(".")[0] or "host"
     prefix = f".{output.name}.{host}-"
@@ -98,7 +190,7 @@ def job_folder(output: Path) -> Iterator[JobFolder]:
     except OSError as error:
         raise InputError(f"{output.parent} can't be written to: {error}.", hint="Choose another folder.") from error
     try:
-        yield JobFolder(path)
+        yield JobFolder(path, overwrite=overwrite)
     finally:
         shutil.rmtree(path, ignore_errors=True)
 
@@ -127,14 +219,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _move_across(scratch: Path, target: Path) -> None:
-    """Copy to a hidden name on the target's file system, then rename."""
-    near = target.parent / f".{target.name}.{os.getpid()}{SUFFIX}"
-    try:
-        shutil.copyfile(scratch, near)
-        _sync(near)
-        near.replace(target)
-    finally:
-        near.unlink(missing_ok=True)

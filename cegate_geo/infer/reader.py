@@ -22,7 +22,7 @@ from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import RasterError
+from cegate_geo.errors import InputError, RasterError
 from cegate_geo.infer.bands import alpha_bands, check_values, palette_of, select_bands
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 from cegate_geo.infer.validity import (
@@ -31,6 +31,7 @@ from cegate_geo.infer.validity import (
     LOSSY_TOLERANCE,
     RIM_TOLERANCE,
     BoolArray,
+    can_hold,
     equals_nodata,
     holes,
 )
@@ -134,12 +135,21 @@ class Scene:
                 f"--nodata has {len(self._given)} values, the model has {len(manifest.bands)} bands.",
                 hint="Give one for all, or one for each.",
             )
+        self._refuse_impossible(dataset.dtypes[self.bands[0] - 1])
         self._lossy = is_lossy(dataset)
         self.margin = HOLE_MARGIN if self._given and self._lossy else 0
         """Pixels around a window that have a say in what is valid in it."""
         self.channels = len(manifest.bands)
         self.dtype = np.dtype("uint8" if self._palette is not None else dataset.dtypes[self.bands[0] - 1])
         self.block_rows = int(dataset.block_shapes[0][0])
+
+    def _refuse_impossible(self, dtype: str) -> None:
+        wrong = [value for value in self._given if not can_hold(np.dtype(dtype), value)]
+        if wrong:
+            raise InputError(
+                f"--nodata {wrong[0]:g} can't be a value of {self.path}, which holds {dtype}.",
+                hint="Give the value that its holes have; gdallocationinfo tells it.",
+            )
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,7 +24,10 @@ HOLE_MARGIN = HOLE_SIDE - 1 + HOLE_REGROW
 
 
 def equals_nodata(values: npt.NDArray[np.generic], nodata: npt.ArrayLike, *, tolerance: float = 0) -> BoolArray:
-    """Where all channels of (C, H, W) equal their nodata value (one for all, or one for each), within `tolerance`."""
+    """Where all channels of (C, H, W) equal their nodata value (one for all, or one for each), within `tolerance`.
+
+    A value that the numbers of a channel can't hold equals none of them.
+    """
     wanted = np.broadcast_to(np.asarray(nodata, np.float64), (values.shape[0],))
     hit: BoolArray = np.ones(values.shape[1:], np.bool_)
     for channel, value in zip(values, wanted, strict=True):
@@ -30,9 +35,19 @@ def equals_nodata(values: npt.NDArray[np.generic], nodata: npt.ArrayLike, *, tol
             hit &= (channel >= value - tolerance) & (channel <= value + tolerance)
         elif np.isnan(value):
             hit &= np.isnan(channel)
-        else:
+        elif can_hold(channel.dtype, value):
             hit &= channel == value.astype(channel.dtype)
+        else:
+            hit[:] = False
     return hit
+
+
+def can_hold(dtype: np.dtype[Any], value: float) -> bool:
+    """Whether pixels of a type can have a value: casts to integers wrap around, so that -9999 becomes 241."""
+    if not np.issubdtype(dtype, np.integer):
+        return True
+    limits = np.iinfo(dtype)
+    return bool(np.isfinite(value)) and float(value).is_integer() and limits.min <= value <= limits.max
 
 
 def holes(candidates: BoolArray, rim: BoolArray) -> BoolArray:

@@ -41,8 +41,10 @@ METHODS: dict[str, Method] = {
 }
 """All methods by name."""
 
-PLANNED = frozenset({"full", "rein", "vpt"})
-"""Methods that the command line knows by name and this version does not have."""
+PLANNED = frozenset({"rein", "vpt"})
+"""Methods of the field that this version does not have."""
+ELSEWHERE = frozenset({"full"})
+"""Methods without modules: training the backbone itself is a matter of `cegate_geo.train`."""
 
 
 def find_method(name: str) -> Method:
@@ -55,8 +57,10 @@ def find_method(name: str) -> Method:
         The method.
 
     Raises:
-        ConfigError: The name is not known, or the method is not built yet.
+        ConfigError: The name is not known, the method is not built yet, or has no modules.
     """
+    if name in ELSEWHERE:
+        raise ConfigError(f"The method {name!r} has no modules.", hint="Train the backbone without a toolbox.")
     if name in PLANNED:
         raise ConfigError(f"The method {name!r} is not built yet.", hint=f"Use one of {', '.join(METHODS)}.")
     if name not in METHODS:

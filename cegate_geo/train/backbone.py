@@ -21,7 +21,7 @@ from timm.models import load_state_dict
 from torch import nn
 
 from cegate_geo.errors import ModelError
-from cegate_geo.train.tensor_file import write_tensors
+from cegate_geo.train.run_files import write_tensors
 
 METADATA_KEY = "cegate_geo_backbone"
 

@@ -39,6 +39,8 @@ class Job:
     """Validation tiles, in memory."""
     device: str
     precision: str
+    miou: float | None = None
+    """Mean IoU of the last validation, since the run was started or resumed."""
     best: float = -1.0
     """Best mean IoU on validation so far."""
     best_step: int = 0

@@ -29,6 +29,7 @@ from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.config_file import to_table
 from cegate_geo.train.job import DATA_STREAM, SCORE_STREAM, Job, make_job
 from cegate_geo.train.run import load_weights
+from cegate_geo.train.run_files import make_run_folder, write_text
 from cegate_geo.train.state import load_state, save_state
 from cegate_geo.train.validation import autocast, save_pictures, validate
 
@@ -38,6 +39,7 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 PICTURES = 6
 """Validation tiles that are drawn for the report."""
 
+CONFIG = "config.json"
 COLLAPSE_AFTER = 100
 """Steps before which a model that says one class everywhere has only not begun to learn."""
 
@@ -99,7 +101,10 @@ def adapt(
     began = time.perf_counter()
     _claim(folder, config, resume=resume)
     job = make_job(config, folder, device=device, provenance=provenance)
+    make_run_folder(folder)
     start = _resume(job) if resume else 0
+    if not resume:
+        write_text(folder / CONFIG, _as_text(config))
     with _open_log(folder / "metrics.jsonl", start) as log, _open_log(folder / "gate.jsonl", start) as choices:
         for step, batch in _batches(job, start):
             if job.gate.due(step):
@@ -108,8 +113,7 @@ def adapt(
             log.write(json.dumps({"step": step, "loss": loss, "lr": learning_rate(step, config.train)}) + "\n")
             _after_step(job, step, log)
             if progress is not None:
-                miou = job.metrics["miou"] if job.metrics is not None else None
-                progress(AdaptProgress(step=step + 1, steps=config.train.steps, loss=loss, miou=miou))
+                progress(AdaptProgress(step=step + 1, steps=config.train.steps, loss=loss, miou=job.miou))
             if cancelled is not None and cancelled():
                 _save_state(job, step + 1)
                 raise CancelledError(f"Cancelled after {step + 1} steps.", hint="Go on with --resume.")
@@ -136,13 +140,17 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tenso
 
 
 def _claim(folder: Path, config: AdaptConfig, *, resume: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path, text = folder / "config.json", json.dumps(to_table(config), indent=2)
-    if path.exists() and not resume:
+    """Refuse a folder that belongs to another run."""
+    path = folder / CONFIG
+    if resume:
+        if not path.is_file() or path.read_text(encoding="utf-8") != _as_text(config):
+            raise InputError(f"{folder} holds no run of this configuration.", hint="Resume with the same settings.")
+    elif path.exists():
         raise InputError(f"{folder} holds a run already.", hint="Use --resume, another folder, or remove it.")
-    if resume and (not path.exists() or path.read_text(encoding="utf-8") != text):
-        raise InputError(f"{folder} holds no run of this configuration.", hint="Resume with the same settings.")
-    path.write_text(text, encoding="utf-8")
+
+
+def _as_text(config: AdaptConfig) -> str:
+    return json.dumps(to_table(config), indent=2)
 
 
 def _batches(job: Job, start: int) -> Iterator[tuple[int, Batch]]:
@@ -228,7 +236,7 @@ def _validate(job: Job, step: int, log: IO[str]) -> None:
         if job.tiles:
             matrix = validate(run.segmenter, job.tiles, legend, device=job.device, precision=job.precision)
             metrics = matrix.metrics()
-            miou = metrics["miou"] or 0.0
+            miou = job.miou = metrics["miou"] or 0.0
             log.write(json.dumps({"step": step, "validation": metrics}) + "\n")
             said, true = (matrix.counts.sum(0) > 0).sum(), (matrix.counts.sum(1) > 0).sum()
             if said == 1 < true and step >= COLLAPSE_AFTER:
@@ -261,6 +269,8 @@ def _save_state(job: Job, step: int) -> None:
 
 
 def _resume(job: Job) -> int:
+    if not (job.run.folder / "state").is_dir():
+        return 0  # stopped before it was saved for the first time
     step, extra = load_state(
         job.run.folder / "state", modules={"run": job.run, "ema": job.ema}, optimizer=job.optimizer
     )
@@ -285,5 +295,5 @@ def _finish(job: Job, seconds: float) -> AdaptResult:
         "precision": job.precision,
         "facts": run.facts,
     }
-    (run.folder / "result.json").write_text(json.dumps(table, indent=2), encoding="utf-8")
+    write_text(run.folder / "result.json", json.dumps(table, indent=2))
     return result

@@ -26,6 +26,7 @@ from cegate_geo.train.mim import (
     reconstruction_loss,
     unpatchify,
 )
+from cegate_geo.train.run_files import make_run_folder, write_text
 from cegate_geo.train.state import load_state, save_state
 from cegate_geo.train.unlabelled import ChipSampler, UnlabelledSource
 
@@ -108,8 +109,6 @@ def pretrain(
     Returns:
         Path of `backbone.safetensors`.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    (run / "config.json").write_text(json.dumps(to_table(config), indent=2), encoding="utf-8")
     settings = config.train
     torch.manual_seed(settings.seed)
     rng = np.random.default_rng(settings.seed)
@@ -121,6 +120,8 @@ def pretrain(
     ).to(device)
     optimizer = make_optimizer(model, settings)
     sampler = ChipSampler(config.source, size=settings.crop, scale=settings.scale)
+    make_run_folder(run)
+    write_text(run / "config.json", json.dumps(to_table(config), indent=2))
     start = load_state(run / "state", modules={"mae": model}, optimizer=optimizer, rng=rng)[0] if resume else 0
     with (run / "metrics.jsonl").open("a" if resume else "w", encoding="utf-8") as log:
         for step in range(start, settings.steps):

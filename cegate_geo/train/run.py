@@ -17,8 +17,8 @@ from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
 from cegate_geo.train.backbone import load_backbone
 from cegate_geo.train.config import AdaptConfig, ModelConfig
 from cegate_geo.train.config_file import build
+from cegate_geo.train.run_files import write_tensors
 from cegate_geo.train.segmenter import Segmenter
-from cegate_geo.train.tensor_file import write_tensors
 
 ADAPTER = "adapter.safetensors"
 METADATA_KEY = "cegate_geo_run"

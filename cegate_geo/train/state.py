@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from cegate_geo.errors import InputError
-from cegate_geo.train.tensor_file import write_tensors
+from cegate_geo.train.run_files import write_tensors, write_text
 
 
 class Stateful(Protocol):
@@ -51,9 +51,7 @@ def save_state(
         "rng": rng.bit_generator.state if rng is not None else None,
         "extra": dict(extra or {}),
     }
-    part = folder / "state.json.part"
-    part.write_text(json.dumps(table), encoding="utf-8")
-    part.replace(folder / "state.json")
+    write_text(folder / "state.json", json.dumps(table))
     for old in folder.glob("step-*.safetensors"):
         if old.name != name:
             old.unlink()

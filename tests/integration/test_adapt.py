@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from cegate_geo import api
-from cegate_geo.errors import CancelledError, InputError
+from cegate_geo.errors import CancelledError, CegateError, InputError
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.evaluate import evaluate_mask
 from cegate_geo.train.export import export_run
-from cegate_geo.train.loop import adapt
+from cegate_geo.train.loop import AdaptProgress, adapt
 from cegate_geo.train.report import write_report
 from cegate_geo.train.run import load_run
 
@@ -119,6 +124,68 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(tmp_path: Path, 
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert lines(tmp_path / "whole" / "gate.jsonl") == lines(tmp_path / "parts" / "gate.jsonl")
+
+
+def test_a_run_that_never_began_can_be_begun(tmp_path: Path) -> None:
+    good = config(tmp_path, steps=1)
+    source = dataclasses.replace(good.source[0], labels=str(tmp_path / "nowhere.gpkg"))
+    with pytest.raises(CegateError):
+        adapt(dataclasses.replace(good, source=(source,)), tmp_path / "run", device="cpu")
+    adapt(good, tmp_path / "run", device="cpu")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="can't be made"):
+        adapt(good, tmp_path / "file", device="cpu")
+
+
+def test_a_run_that_was_killed_before_it_was_saved_resumes_from_its_start(tmp_path: Path) -> None:
+    settings = config(tmp_path)
+
+    def die(at: AdaptProgress) -> None:
+        if at.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        adapt(settings, tmp_path / "killed", device="cpu", progress=die)
+    adapt(settings, tmp_path / "killed", device="cpu", resume=True)
+    adapt(settings, tmp_path / "whole", device="cpu")
+    whole, killed = (load_file(tmp_path / n / "adapter.safetensors") for n in ("whole", "killed"))
+    assert all(torch.equal(whole[k], killed[k]) for k in whole)
+    assert [e["step"] for e in lines(tmp_path / "killed" / "gate.jsonl")] == [0, 4, 8]
+
+
+def test_a_signal_saves_the_state_and_ends_with_130(tmp_path: Path) -> None:
+    raster, labels = write_squares(tmp_path)
+    table = f"""
+        [classes]
+        0 = "other"
+        1 = "building"
+        [[source]]
+        images = "{raster}"
+        labels = "{labels}"
+        label_field = "class"
+        [model]
+        backbone = "test_vit2.r160_in1k"
+        weights = "random"
+        head = "linear"
+        tile_size = 64
+        [train]
+        steps = 100000
+        batch_size = 1
+        crop = 64
+        save_every = 100000
+        """
+    (tmp_path / "c.toml").write_text(table, encoding="utf-8")
+    run = tmp_path / "run"
+    words = [sys.executable, "-m", "cegate_geo", "adapt", str(tmp_path / "c.toml"), "-o", str(run)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as running:
+        while not (run / "gate.jsonl").exists():
+            assert running.poll() is None
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "Go on with --resume" in said
+    assert json.loads((run / "state" / "state.json").read_text(encoding="utf-8"))["step"] >= 1
 
 
 def test_looks_of_other_places_change_what_is_learned(tmp_path: Path) -> None:

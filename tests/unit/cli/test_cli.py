@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from cegate_geo import __version__
 from cegate_geo.cli import main as module
 from cegate_geo.cli.events import wants_events
 from cegate_geo.cli.main import COMMANDS, main
+from cegate_geo.domain.legend import Legend
 from tests import toy_models as toys
 
 HEAVY = {"torch", "timm", "onnx", "geopandas", "pandas"}
@@ -198,6 +200,46 @@ def test_the_doctor_names_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys
     text = capsys.readouterr().out
     assert "overwrite each other" in text
     assert "pip uninstall" in text
+
+
+def test_the_doctor_calls_a_damaged_model_broken(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cegate_geo.infer import models
+
+    pointer = tmp_path / "model.onnx"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\n")
+    monkeypatch.setattr(models, "default_model_path", lambda: pointer)
+    assert main(["doctor", "--json"]) == 3
+    found = {f["name"]: f["state"] for f in json.loads(capsys.readouterr().out)["findings"]}
+    assert found["shipped model"] == "broken"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_names_reach_any_pipe(tmp_path: Path, encoding: str) -> None:
+    """Windows' pipes are cp1252, and a cron job's are ASCII."""
+    legend = Legend.from_names({0: "其他", 1: "建筑 où"})
+    model = toys.brightness(tmp_path / "m.onnx", legend=legend)
+    scene = toys.write_raster(tmp_path / "scène.tif", toys.noise((40, 40)))
+    words = [sys.executable, "-m", "cegate_geo", "predict", str(scene), "-m", str(model)]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    quiet, keyboard = os.pipe()  # its end would be a wish to cancel
+
+    def run(*more: str) -> bytes:
+        done = subprocess.run([*words, *more], env=environment, capture_output=True, check=True, stdin=quiet)
+        return done.stdout
+
+    try:
+        events = [json.loads(line) for line in run("-o", str(tmp_path / "a.tif"), "--events", "jsonl").splitlines()]
+    finally:
+        os.close(quiet)
+        os.close(keyboard)
+    assert events[-1]["event"] == "result"
+    assert tuple(c["name"] for c in events[-1]["classes"]) == tuple(legend.names)
+    quiet = subprocess.DEVNULL
+    text = run("-o", str(tmp_path / "b.tif"))
+    assert b"b.tif" in text
+    assert ("建筑 où".encode() in text) == (encoding != "cp1252")
 
 
 def test_foreign_projection_data_is_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +16,17 @@ import onnx
 import pytest
 
 from cegate_geo.api import describe_model, predict
-from cegate_geo.errors import CegateWarning, ContractWarning, InputError, ModelError, RuntimeMissingError
+from cegate_geo.errors import (
+    CegateError,
+    CegateWarning,
+    ContractWarning,
+    InputError,
+    ModelError,
+    OutputExistsError,
+    RuntimeMissingError,
+)
 from cegate_geo.infer import models, predictor
-from cegate_geo.infer.atomic import SUFFIX, job_folder
+from cegate_geo.infer.atomic import SUFFIX, JobFolder, job_folder
 from cegate_geo.infer.budget import Budget, shard_width
 from cegate_geo.infer.onnx_header import read_header
 from cegate_geo.infer.predictor import SessionOptions, load_predictor
@@ -211,6 +220,83 @@ def test_job_folders_are_hidden_removed_and_swept(tmp_path: Path) -> None:
     assert not dead.exists(), "what a killed run left is swept away"
     assert alive.exists(), "a running one is left alone"
     assert other.exists()
+
+
+def results(job: JobFolder, folder: Path, *names: str) -> None:
+    for name in names:
+        job.file(name).write_text("new")
+        job.publish(job.file(name), folder / name)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    return {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
+
+
+def test_an_output_that_appears_meanwhile_is_kept(tmp_path: Path) -> None:
+    said = pytest.raises(OutputExistsError, match=r"b\.tif has appeared")
+    with said, job_folder(tmp_path / "a.tif") as job:
+        results(job, tmp_path, "a.tif", "b.tif")
+        (tmp_path / "b.tif").write_text("precious")
+        job.commit()
+    assert listing(tmp_path) == {"b.tif": "precious"}
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_failing_commit_gives_back_what_was_there(tmp_path: Path, overwrite: bool) -> None:
+    before = {"a.tif": "old", "c.tif.ovr": "old"} if overwrite else {}
+    for name, text in before.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CegateError), job_folder(tmp_path / "a.tif", overwrite=overwrite) as job:  # noqa: PT012
+        results(job, tmp_path, "a.tif", "b.tif", "c.tif")
+        job.remove(tmp_path / "c.tif.ovr")
+        (tmp_path / "c.tif").mkdir()
+        (tmp_path / "c.tif" / "something").touch()
+        job.commit()
+    assert listing(tmp_path) == before
+
+
+def test_overwriting_leaves_the_new_files_alone(tmp_path: Path) -> None:
+    for name in ("a.tif", "a.tif.ovr"):
+        (tmp_path / name).write_text("old")
+    with job_folder(tmp_path / "a.tif", overwrite=True) as job:
+        results(job, tmp_path, "a.tif", "b.tif")
+        job.remove(tmp_path / "a.tif.ovr")
+        job.commit()
+    assert listing(tmp_path) == {"a.tif": "new", "b.tif": "new"}
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_file_systems_without_hard_links_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    if overwrite:
+        (tmp_path / "a.tif").write_text("old")
+    with job_folder(tmp_path / "a.tif", overwrite=overwrite) as job:
+        results(job, tmp_path, "a.tif")
+        job.commit()
+    assert listing(tmp_path) == {"a.tif": "new"}
+    with pytest.raises(OutputExistsError), job_folder(tmp_path / "a.tif") as job:  # noqa: PT012
+        results(job, tmp_path, "a.tif")
+        job.commit()
+
+
+def test_results_cross_file_systems(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("there is no second file system at /dev/shm")
+    there = memory / tmp_path_factory.mktemp("other").name
+    there.mkdir()
+    try:
+        with job_folder(tmp_path / "a.tif") as job:
+            results(job, tmp_path, "a.tif")
+            results(job, there, "b.tif")
+            job.commit()
+        assert (listing(tmp_path), listing(there)) == ({"a.tif": "new"}, {"b.tif": "new"})
+    finally:
+        shutil.rmtree(there)
 
 
 def test_what_does_not_fit_is_said() -> None:

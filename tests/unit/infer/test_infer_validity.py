@@ -15,7 +15,15 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import RasterError
 from cegate_geo.infer import reader as reading
 from cegate_geo.infer.reader import Scene, StripReader
-from cegate_geo.infer.validity import HOLE_MARGIN, HOLE_REGROW, HOLE_SIDE, equals_nodata, fill_invalid, holes
+from cegate_geo.infer.validity import (
+    HOLE_MARGIN,
+    HOLE_REGROW,
+    HOLE_SIDE,
+    can_hold,
+    equals_nodata,
+    fill_invalid,
+    holes,
+)
 from tests import toy_models as toys
 
 
@@ -184,3 +192,15 @@ def test_what_is_a_hole_does_not_depend_on_the_window_that_is_read(
     assert whole.valid[155, 150], "too thin for a hole"
     np.testing.assert_array_equal(part.valid, whole.valid[row : row + height, col : col + width])
     np.testing.assert_array_equal(part.values, whole.values[:, row : row + height, col : col + width])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"), [("uint8", -9999), ("uint8", 300), ("uint8", 254.5), ("int16", 65535), ("uint16", np.inf)]
+)
+def test_a_value_that_pixels_cannot_have_equals_none(dtype: str, value: float) -> None:
+    """Casts wrap around: -9999 as a byte is 241, which is data."""
+    limits = np.iinfo(dtype)
+    every = np.arange(limits.min, limits.max + 1).astype(dtype)[None, None]
+    assert not equals_nodata(every, value).any()
+    assert not can_hold(np.dtype(dtype), value)
+    assert can_hold(np.dtype("float32"), value)

@@ -63,10 +63,15 @@ def test_the_default_gate_follows_the_toolbox_on_inactive_modules():
         build_gate(toolbox, "gate", GateConfig())
 
 
-@pytest.mark.parametrize("method", ["rein", "vpt", "full"])
+@pytest.mark.parametrize("method", ["rein", "vpt"])
 def test_planned_methods_are_refused_with_what_there_is(method):
     with pytest.raises(ConfigError, match=r"not built yet.*gate, random"):
         build_toolbox(build("vit"), method)
+
+
+def test_training_the_whole_backbone_needs_no_toolbox():
+    with pytest.raises(ConfigError, match="'full' has no modules"):
+        build_toolbox(build("vit"), "full")
 
 
 def test_an_unknown_method_is_refused_with_what_there_is():

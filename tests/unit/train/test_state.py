@@ -92,7 +92,7 @@ def test_the_old_state_stays_until_the_new_one_is_complete(tmp_path: Path, monke
     def full(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    for target in ("cegate_geo.train.tensor_file.save_file", "pathlib.Path.write_text"):
+    for target in ("cegate_geo.train.run_files.save_file", "pathlib.Path.write_text"):
         with monkeypatch.context() as patch:
             patch.setattr(target, full)
             with pytest.raises(OSError, match="No space"):

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from cegate_geo.train.tensor_file import write_tensors
+from cegate_geo.train.run_files import write_tensors
 
 
 def test_tensors_that_share_memory_come_back(tmp_path: Path) -> None:
