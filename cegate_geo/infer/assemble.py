@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cegate_geo.domain.contract import Contract
 from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
 from cegate_geo.infer.feed import BandEnd, Batch
@@ -32,6 +33,38 @@ class Band:
     """(K, H, W), 0..255 = 0..1."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRule:
+    """Which class a pixel gets of its probabilities: the most probable one, unless the contract sets a threshold."""
+
+    threshold: float | None = None
+    """A winner below it becomes the first class."""
+    is_single: bool = False
+    """The model finds one class; it is there where its probability reaches the threshold."""
+
+    @classmethod
+    def of(cls, contract: Contract) -> ClassRule:
+        """As a contract says it."""
+        form, manifest = contract.form, contract.manifest
+        is_single = form is not None and form.channels == 1 and manifest.output != "class-map"
+        return cls(threshold=manifest.threshold, is_single=is_single)
+
+    def choose(
+        self, probabilities: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.float32]]:
+        """Channel (H, W) and its probability (H, W) of (K, H, W)."""
+        if self.threshold is None:
+            return winners(probabilities)
+        limit = np.float32(self.threshold)
+        if self.is_single:
+            found = (probabilities[1] >= limit) & (probabilities[1] > 0)
+            return found.astype(np.uint8), np.where(found, probabilities[1], probabilities[0])
+        channels, best = winners(probabilities)
+        unsure = best < limit
+        channels[unsure] = 0
+        return channels, np.where(unsure, probabilities[0], best)
+
+
 class Assembler:
     """Takes batches of one shard with their probabilities, gives bands from the top down.
 
@@ -39,6 +72,7 @@ class Assembler:
         plan: The scene's tile plan.
         region: The shard's window.
         legend: The model's classes.
+        rule: How a pixel's class is chosen.
         tally: Counts what comes out.
         emit: Called with each finished band.
         with_confidence: Whether bands hold the winner's probability.
@@ -51,12 +85,14 @@ class Assembler:
         region: Window,
         *,
         legend: Legend,
+        rule: ClassRule | None = None,
         tally: Tally,
         emit: Callable[[Band], None],
         with_confidence: bool,
         with_probabilities: bool,
     ) -> None:
         self._plan, self._region, self._tally, self._emit = plan, region, tally, emit
+        self._rule = rule or ClassRule()
         self._stitcher = Stitcher(plan, region, classes=len(legend))
         kind = class_raster(legend)
         self._nodata = np.dtype(kind.dtype).type(kind.nodata)
@@ -99,7 +135,7 @@ class Assembler:
         if self._window is None:
             return
         rows, cols = block.window.slices(self._window)
-        channels, best = winners(block.probabilities)
+        channels, best = self._rule.choose(block.probabilities)
         self._channels[rows, cols] = channels
         if self._confidence is not None:
             self._confidence[rows, cols] = np.maximum(_as_bytes(best), 1)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cegate_geo.domain.contract import Margin
+from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CegateWarning
 from cegate_geo.infer.reader import MAX_BLOCK_ROWS, Scene
 from cegate_geo.infer.tiles import TilePlan
@@ -33,7 +35,14 @@ class Budget:
 
 
 def estimate(
-    plan: TilePlan, scene: Scene, *, classes: int, batch_size: int, model_bytes: int, extra_channels: int
+    plan: TilePlan,
+    scene: Scene,
+    *,
+    classes: int,
+    batch_size: int,
+    model_bytes: int,
+    extra_channels: int,
+    margin: Margin | None = None,
 ) -> Budget:
     """Estimate a run's buffers.
 
@@ -44,13 +53,15 @@ def estimate(
         batch_size: Tiles in a session call.
         model_bytes: Size of the model file; a session holds its weights about twice.
         extra_channels: Bytes a pixel that are written beside the class.
+        margin: What the model sees around a tile.
     """
     height, width = plan.tile_shape
-    inputs = batch_size * scene.channels * height * width * 4
+    seen = (margin or Margin()).around(Window.of_shape(plan.tile_shape))
+    inputs = batch_size * scene.channels * seen.area * 4
     outputs = batch_size * classes * height * width * 4
     fixed = (BASE_MB + CACHE_MB) * MEGABYTE + 2 * model_bytes + (QUEUE_DEPTH + 2) * (inputs + outputs)
     block_rows = scene.block_rows if scene.block_rows <= MAX_BLOCK_ROWS else 0
-    rows_held = min(plan.rows.size + block_rows, plan.shape[0])
+    rows_held = min(seen.height + block_rows, plan.shape[0])
     strip = rows_held * (scene.channels * scene.dtype.itemsize + 2) * 2
     band = max(np.diff([0, *plan.rows.cuts, plan.shape[0]])) * (2 + extra_channels) * (QUEUE_DEPTH + 2)
     return Budget(fixed=fixed, per_column=int(strip + band + classes * plan.rows.ramp * 4))

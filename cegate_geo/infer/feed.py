@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from cegate_geo.domain.contract import Margin
+from cegate_geo.domain.manifest import Manifest
 from cegate_geo.domain.windows import Window
 from cegate_geo.infer.reader import Scene, Strip, StripReader
 from cegate_geo.infer.tiles import Tile, TilePlan
@@ -49,6 +51,32 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Normalisation:
+    """What is done to raster values beyond a division: `(clip(x, low, high) / divisor - mean) / std`.
+
+    Each is (C, 1, 1) float32.
+    """
+
+    low: npt.NDArray[np.float32]
+    high: npt.NDArray[np.float32]
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Normalisation | None:
+        """As a manifest says it; None where the graph does it all."""
+        if not (manifest.clip or manifest.mean or manifest.std):
+            return None
+        count = len(manifest.bands)
+        clip = manifest.clip or ((-np.inf, np.inf),) * count
+        low, high, mean, std = (
+            np.array(values, np.float32).reshape(count, 1, 1)
+            for values in (*zip(*clip, strict=True), manifest.mean or (0.0,) * count, manifest.std or (1.0,) * count)
+        )
+        return cls(low=low, high=high, mean=mean, std=std)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InputForm:
     """How the session wants its input."""
 
@@ -56,6 +84,9 @@ class InputForm:
     dtype: np.dtype[np.generic]
     divisor: float
     """Raster values are divided by it."""
+    normalisation: Normalisation | None = None
+    margin: Margin = field(default_factory=Margin)
+    """What the session sees around a tile beyond the tile itself."""
 
 
 class Feed:
@@ -75,9 +106,9 @@ class Feed:
         self._cols = plan.cols.over(region.col_off, region.col_end)
 
     def __iter__(self) -> Iterator[Batch]:
-        plan = self._plan
-        first, last = plan.tile(0, self._cols.start).window, plan.tile(0, self._cols.stop - 1).window
-        reader = StripReader(self._scene, (first.col_off, min(last.col_end, plan.shape[1])))
+        plan, margin = self._plan, self._form.margin
+        first, last = (margin.around(plan.tile(0, c).window) for c in (self._cols.start, self._cols.stop - 1))
+        reader = StripReader(self._scene, (max(0, first.col_off), min(last.col_end, plan.shape[1])))
         batch = self._empty_batch()
         for row in self._rows:
             tiles = [plan.tile(row, col) for col in self._cols]
@@ -86,8 +117,8 @@ class Feed:
                 batch.skipped += len(tiles) - len(asked)
                 tiles = asked
             if tiles:
-                window = tiles[0].window
-                strip = reader.read(window.row_off, min(window.row_end, plan.shape[0]))
+                window = margin.around(tiles[0].window)
+                strip = reader.read(max(0, window.row_off), min(window.row_end, plan.shape[0]))
                 wanted = self._wanted(strip)
                 for tile in tiles:
                     if not wanted[tile.support.slices(strip.window)].any():
@@ -101,8 +132,8 @@ class Feed:
         yield batch
 
     def _empty_batch(self) -> Batch:
-        shape = (self._form.batch_size, self._scene.channels, *self._plan.tile_shape)
-        return Batch(np.empty(shape, self._form.dtype))
+        window = self._form.margin.around(Window.of_shape(self._plan.tile_shape))
+        return Batch(np.empty((self._form.batch_size, self._scene.channels, *window.shape), self._form.dtype))
 
     def _wanted(self, strip: Strip) -> BoolArray:
         return strip.valid if self._area is None else strip.valid & self._area.mask(strip.window)
@@ -116,13 +147,16 @@ class Feed:
                 yield BandEnd(window, wanted[window.slices(strip.window)])
 
     def _put(self, batch: Batch, tile: Tile, strip: Strip) -> None:
-        inside = tile.window.intersection(strip.window) or tile.window
+        window = self._form.margin.around(tile.window)
+        inside = window.intersection(strip.window) or window
         rows, cols = inside.slices(strip.window)
         values, valid = strip.values[:, rows, cols], strip.valid[rows, cols]
-        if inside != tile.window:
-            below, right = tile.window.height - inside.height, tile.window.width - inside.width
-            values = np.pad(values, ((0, 0), (0, below), (0, right)), mode="symmetric")
-            valid = np.pad(valid, ((0, below), (0, right)), mode="symmetric")
+        if inside != window:
+            above, left = inside.row_off - window.row_off, inside.col_off - window.col_off
+            down = (above, window.height - inside.height - above)
+            across = (left, window.width - inside.width - left)
+            values = np.pad(values, ((0, 0), down, across), mode="symmetric")
+            valid = np.pad(valid, (down, across), mode="symmetric")
         target = batch.inputs[batch.tiles]
         if valid.all():
             self._scale(values, target)
@@ -133,7 +167,29 @@ class Feed:
         batch.steps.append(tile)
 
     def _scale(self, values: npt.NDArray[np.generic], target: npt.NDArray[np.generic]) -> None:
-        if self._form.divisor == 1:
+        form, more = self._form, self._form.normalisation
+        if more is not None:
+            scaled = np.clip(values.astype(np.float32), more.low, more.high) / np.float32(form.divisor)
+            np.copyto(target, (scaled - more.mean) / more.std, casting="unsafe")
+        elif form.divisor == 1:
             np.copyto(target, values, casting="unsafe")
         else:
-            np.divide(values, np.float32(self._form.divisor), out=target, dtype=np.float32, casting="unsafe")
+            np.divide(values, np.float32(form.divisor), out=target, dtype=np.float32, casting="unsafe")
+
+
+def middle_tile(scene: Scene, plan: TilePlan, form: InputForm) -> npt.NDArray[np.generic] | None:
+    """Input (1, C, H, W) of the tile that lies nearest to the scene's middle and holds data; None where none does.
+
+    Depends on nothing but scene and plan, so that all shards of a scene see the same one.
+    """
+    centre = [side / 2 for side in plan.shape]
+
+    def distance(tile: Tile) -> float:
+        middle = (tile.core.row_off + tile.core.height / 2, tile.core.col_off + tile.core.width / 2)
+        return sum((a - b) ** 2 for a, b in zip(middle, centre, strict=True))
+
+    for tile in sorted(plan, key=distance):
+        for batch in Feed(scene, plan, tile.core, form=form, area=None):
+            if batch.tiles:
+                return batch.inputs[:1]
+    return None

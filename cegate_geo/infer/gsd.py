@@ -146,9 +146,13 @@ def measure(georeference: Georeference) -> GroundMeasure | None:
 def check_gsd(ground: GroundMeasure | None, manifest: Manifest, *, force: bool = False) -> float | None:
     """Compare the scene's GSD with the model's range, warn outside of it. Gives the GSD in metres, if known.
 
+    Where the model does not say its own there is nothing to compare; loading it has warned of that.
+
     Raises:
         InputError: If it is more than REFUSED_FACTOR times off and not forced.
     """
+    if manifest.gsd_range_m is None:
+        return ground.size().gsd_m if ground else None
     low, high = manifest.gsd_range_m
     if ground is None:
         warnings.warn(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cegate_geo.domain.contract import StatedContract
 from cegate_geo.errors import InputError
 from cegate_geo.infer.tiles import StitchMode
 
@@ -49,6 +50,8 @@ class PredictOptions:
     overwrite: bool = False
     force: bool = False
     """Predict although the scene's GSD is far from the model's."""
+    stated: StatedContract = field(default_factory=StatedContract)
+    """What the user says of a model that does not say it itself."""
 
     def __post_init__(self) -> None:
         checks = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -18,9 +19,9 @@ from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, ModelError
 from cegate_geo.infer import budget
-from cegate_geo.infer.assemble import Assembler, Band
+from cegate_geo.infer.assemble import Assembler, Band, ClassRule
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
-from cegate_geo.infer.feed import Area, Batch, Feed, InputForm
+from cegate_geo.infer.feed import Area, Batch, Feed, InputForm, Normalisation, middle_tile
 from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
@@ -83,14 +84,17 @@ def predict_scene(
     predictor = load_predictor(
         model,
         SessionOptions(provider=options.provider, require_gpu=options.require_gpu, threads=options.threads),
+        stated=options.stated,
+        tile_size=options.tile_size,
     )
+    bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(),
-        closing(Scene(scene_path, predictor.manifest, bands=options.bands, nodata=options.nodata)) as scene,
+        closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
-        run = settle(scene, predictor, options)
+        run = decide(settle(scene, predictor, options))
         tally = Tally(predictor.manifest.legend, run.ground)
-        sha256 = file_sha256(model)
+        sha256 = file_sha256(predictor.path)
         with job_folder(output) as job:
             monitor.start(run.tiles)
             skipped = _predict_shards(run, job, tally, monitor, tags=_tags(run, sha256))
@@ -128,9 +132,11 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
     if 2 * halo >= size:
         raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")
+    height, width = _tile_shape(predictor, scene.shape, options.tile_size)
+    margin = predictor.margin
     plan = TilePlan.of_shape(
         scene.shape,
-        tile_shape=_tile_shape(predictor, scene.shape, options.tile_size),
+        tile_shape=(height - margin.top - margin.bottom, width - margin.left - margin.right),
         halo=halo,
         stitch=options.stitch,
     )
@@ -149,9 +155,10 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
         model_bytes=predictor.path.stat().st_size,
         extra_channels=bool(options.confidence or options.vector)
         + (len(manifest.legend) if options.probabilities else 0),
+        margin=margin,
     )
     width = budget.shard_width(needs, options.max_memory_mb, least=min(region.width, BLOCK_SIZE))
-    is_unit = manifest.scaling == "unit" and predictor.input_type == np.float32
+    is_unit = manifest.scaling == "unit" and np.issubdtype(predictor.input_type, np.floating)
     return Run(
         options=options,
         predictor=predictor,
@@ -164,8 +171,18 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
             batch_size=batch_size,
             dtype=predictor.input_type,
             divisor=manifest.input_maximum if is_unit else 1.0,
+            normalisation=Normalisation.of(manifest),
+            margin=margin,
         ),
     )
+
+
+def decide(run: Run) -> Run:
+    """The run of a model that does not say what it gives, once a tile of the scene has shown it."""
+    if run.predictor.manifest.output != "undecided":
+        return run
+    tile = middle_tile(run.scene, run.plan, run.form)
+    return run if tile is None else dataclasses.replace(run, predictor=run.predictor.decided(tile))
 
 
 def _tile_shape(predictor: Predictor, shape: tuple[int, int], asked: int | None) -> tuple[int, int]:
@@ -218,6 +235,7 @@ def _predict_shard(run: Run, shard: Window, tally: Tally, monitor: Monitor, *, w
                 run.plan,
                 shard,
                 legend=run.predictor.manifest.legend,
+                rule=ClassRule.of(run.predictor.contract),
                 tally=tally,
                 emit=writer.put,
                 with_confidence="confidence" in kinds,
@@ -309,7 +327,9 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,
     }
+    foreign = {"CEGATE_CONTRACT": manifest.to_json()} if run.predictor.contract.form else {}
     return {
+        **foreign,
         "CEGATE_VERSION": __version__,
         "CEGATE_MODEL": manifest.name,
         "CEGATE_MODEL_SHA256": sha256,
