@@ -182,14 +182,17 @@ def middle_tile(scene: Scene, plan: TilePlan, form: InputForm) -> npt.NDArray[np
 
     Depends on nothing but scene and plan, so that all shards of a scene see the same one.
     """
-    centre = [side / 2 for side in plan.shape]
 
-    def distance(tile: Tile) -> float:
-        middle = (tile.core.row_off + tile.core.height / 2, tile.core.col_off + tile.core.width / 2)
-        return sum((a - b) ** 2 for a, b in zip(middle, centre, strict=True))
+    def middle(window: Window) -> Window:
+        row, col = window.row_off + window.height // 2, window.col_off + window.width // 2
+        return Window(col_off=col, row_off=row, width=1, height=1)
+
+    def distance(tile: Tile) -> int:
+        here, centre = middle(tile.core), middle(Window.of_shape(plan.shape))
+        return (here.row_off - centre.row_off) ** 2 + (here.col_off - centre.col_off) ** 2
 
     for tile in sorted(plan, key=distance):
-        for batch in Feed(scene, plan, tile.core, form=form, area=None):
+        for batch in Feed(scene, plan, middle(tile.core), form=form, area=None):
             if batch.tiles:
                 return batch.inputs[:1]
     return None
