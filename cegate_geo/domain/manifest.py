@@ -52,7 +52,8 @@ class Manifest:
     """Raster value that becomes 1.0 where `scaling` is "unit"."""
     scaling: InputScaling = "unit"
     clip: tuple[tuple[float, float], ...] = ()
-    """Smallest and largest raster value of each band; what lies beyond is set to them first. Empty for no limits."""
+    """Smallest and largest raster value of each band; what lies beyond is set to them first. Infinite (null in JSON)
+    for no limit on one side, empty for none at all."""
     mean: tuple[float, ...] = ()
     """Subtracted from each band after `scaling`, before the division by `std`. Empty for none."""
     std: tuple[float, ...] = ()
@@ -110,6 +111,7 @@ class Manifest:
         """The manifest as one JSON object. Law: `from_json(m.to_json()) == m`."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         table["legend"] = [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self.legend]
+        table["clip"] = [[limit if math.isfinite(limit) else None for limit in limits] for limits in self.clip]
         table["parity"], table["provenance"] = dict(self.parity), dict(self.provenance)
         return json.dumps({"schema": SCHEMA_VERSION, **table}, sort_keys=True)
 
@@ -134,7 +136,10 @@ class Manifest:
             for key in ("bands", "gsd_range_m", "modules_kept", "mean", "std"):
                 if table.get(key) is not None:
                     table[key] = tuple(table[key])
-            table["clip"] = tuple((low, high) for low, high in table.get("clip", ()))
+            table["clip"] = tuple(
+                (-math.inf if low is None else low, math.inf if high is None else high)
+                for low, high in table.get("clip", ())
+            )
             return cls(**table)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
