@@ -71,6 +71,8 @@ CONTRACT_OPTIONS = (
     click.option("--dtype", type=click.Choice(["uint8", "uint16", "float32"]), help="Rasters that it was trained on."),
 )
 """State the contract of a model that does not say it itself."""
+CONTRACT_NAMES = ("classes", "scale", "mean", "std", "gsd_m", "output_kind", "threshold", "head", "dtype")
+"""Their parameters."""
 
 
 def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cegate_geo.domain.contract import Margin
-from cegate_geo.domain.manifest import Manifest
 from cegate_geo.domain.windows import Window
+from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.reader import Scene, Strip, StripReader
 from cegate_geo.infer.tiles import Tile, TilePlan
 from cegate_geo.infer.validity import BoolArray, fill_invalid
@@ -48,32 +48,6 @@ class Batch:
     """Tiles in `inputs`."""
     skipped: int = 0
     """Tiles that were passed over since the last batch: empty, or outside the area."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Normalisation:
-    """What is done to raster values beyond a division: `(clip(x, low, high) / divisor - mean) / std`.
-
-    Each is (C, 1, 1) float32.
-    """
-
-    low: npt.NDArray[np.float32]
-    high: npt.NDArray[np.float32]
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> Normalisation | None:
-        """As a manifest says it; None where the graph does it all."""
-        if not (manifest.clip or manifest.mean or manifest.std):
-            return None
-        count = len(manifest.bands)
-        clip = manifest.clip or ((-np.inf, np.inf),) * count
-        low, high, mean, std = (
-            np.array(values, np.float32).reshape(count, 1, 1)
-            for values in (*zip(*clip, strict=True), manifest.mean or (0.0,) * count, manifest.std or (1.0,) * count)
-        )
-        return cls(low=low, high=high, mean=mean, std=std)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +143,7 @@ class Feed:
     def _scale(self, values: npt.NDArray[np.generic], target: npt.NDArray[np.generic]) -> None:
         form, more = self._form, self._form.normalisation
         if more is not None:
-            scaled = np.clip(values.astype(np.float32), more.low, more.high) / np.float32(form.divisor)
-            np.copyto(target, (scaled - more.mean) / more.std, casting="unsafe")
+            np.copyto(target, more.apply(values, form.divisor), casting="unsafe")
         elif form.divisor == 1:
             np.copyto(target, values, casting="unsafe")
         else:

@@ -19,11 +19,13 @@ from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, ModelError
 from cegate_geo.infer import budget
-from cegate_geo.infer.assemble import Assembler, Band, ClassRule
+from cegate_geo.infer.assemble import Assembler, Band
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
-from cegate_geo.infer.feed import Area, Batch, Feed, InputForm, Normalisation, middle_tile
+from cegate_geo.infer.class_rule import ClassRule
+from cegate_geo.infer.feed import Area, Batch, Feed, InputForm, middle_tile
 from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
+from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml

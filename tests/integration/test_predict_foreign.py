@@ -100,6 +100,8 @@ def test_class_ids_are_taken_as_they_are(tmp_path: Path, keepdims: int) -> None:
     assert api.describe_model(model).manifest.output == "class-map"
     assert (classes(model, raster) == values.argmax(axis=0)).all()
     assert (classes(model, raster, stitch="crop") == values.argmax(axis=0)).all()
+    with pytest.raises(InputError, match="--threshold"):
+        classes(model, raster, threshold=0.5)
     with pytest.raises(ModelError, match="class ids 2"):
         classes(model, raster, classes=("a", "b"))
     foreign.build(tmp_path / "m.onnx", nodes, gives=gives, types=types)
@@ -183,8 +185,9 @@ def test_of_several_outputs_one_is_used_and_named(tmp_path: Path) -> None:
     assert (toys.read(tmp_path / "mask.tif")[0] == values.argmax(axis=0)).all()
     assert (classes(model, raster, head="aux") == values.argmin(axis=0)).all()
     assert api.describe_model(model, head="aux").manifest.legend.names == ("p", "q", "r")
-    with pytest.raises(ModelError, match="no output 'z'"):
-        classes(model, raster, head="z")
+    for several in (model, foreign.bands_as_classes(tmp_path / "one.onnx", metadata=SEGMENTOR)):
+        with pytest.raises(ModelError, match="no output 'z'"):
+            classes(several, raster, head="z")
 
 
 @pytest.mark.parametrize(
@@ -451,6 +454,19 @@ def test_our_export_runs_by_deepness_keys_as_by_its_manifest(tmp_path: Path) -> 
     first, second = api.describe_model(ours).manifest, api.describe_model(theirs).manifest
     assert (first.legend, first.bands, first.gsd_m) == (second.legend, second.bands, second.gsd_m)
     assert (first.tile_size, first.halo) == (second.tile_size, second.halo)
+
+
+def test_a_bare_file_can_be_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raster, values = scene(tmp_path)
+    labels = toys.write_raster(tmp_path / "labels.tif", values.argmax(axis=0)[None].astype(np.uint8))
+    model = foreign.bands_as_classes(tmp_path / "m.onnx")
+    words = ["evaluate", "--model", str(model), "--images", str(raster), "--labels", str(labels), "--json", "-"]
+    assert main(words) == 3
+    assert "--classes" in capsys.readouterr().err
+    assert main([*words, "--classes", "a,b,c", "--scale", "255"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["accuracy"] == 1
+    assert [c["name"] for c in figures["per_class"]] == ["a", "b", "c"]
 
 
 def test_info_says_where_each_part_was_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

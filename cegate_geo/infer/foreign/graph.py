@@ -122,7 +122,7 @@ def _choose_head(path: Path, session: Any, facts: Facts) -> str:
     head = facts.get("head", "")
     if head in outputs:
         return head
-    if head and len(outputs) > 1:
+    if head:
         raise ModelError(f"{path.name} has no output {head!r}, only {listed}.", hint="Name one of them with --head.")
     first = next((name for name, shape in outputs.items() if len(shape or ()) in (0, 3, 4)), next(iter(outputs)))
     if len(outputs) > 1:

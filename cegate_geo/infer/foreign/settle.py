@@ -21,6 +21,8 @@ GSD_TOLERANCE = 1.25
 """A model that states one GSD is taken to suit scenes up to this factor off."""
 HALO_SHARE = 8
 """The halo is this part of a tile's side where nothing says it."""
+EVEN = 0.5
+"""A class that is as probable as its absence."""
 GRAPH, ASSUMED = "graph", "assumed"
 UNDECIDED = "a tile of the scene decides"
 BAND_NAMES = {1: ("gray",), 3: ("red", "green", "blue")}
@@ -67,9 +69,7 @@ def settle(
     sources.setdefault("gsd_m", "not known")
     sources["tile_size"] = _tile_source(sources, given, tile_size)
     values = _values(path, facts, sources, given, dtype=dtype, bands=len(bands))
-    threshold = facts.get("threshold")
-    if threshold is None and form.channels == 1 and output != "class-map":
-        threshold, sources["threshold"] = 0.5, ASSUMED
+    threshold = _threshold(path, facts, sources, form, output)
     manifest = Manifest(
         name=facts.get("name") or path.stem,
         legend=legend,
@@ -80,7 +80,7 @@ def settle(
         halo=halo,
         dtype=dtype,
         output=output,
-        threshold=None if output == "class-map" else threshold,
+        threshold=threshold,
         description=facts.get("description", ""),
         licence=facts.get("licence", ""),
         **values,
@@ -148,6 +148,18 @@ def _output(path: Path, facts: Facts, sources: dict[str, str], form: TensorForm,
         return "class-map"
     sources["output"] = UNDECIDED
     return "undecided"
+
+
+def _threshold(path: Path, facts: Facts, sources: dict[str, str], form: TensorForm, output: OutputKind) -> float | None:
+    """Least probability for any class but the first; a single channel always needs one."""
+    if output == "class-map":
+        if sources.pop("threshold", None) == STATED:
+            raise InputError(f"{path.name} gives class ids, which have no probability.", hint="Leave out --threshold.")
+        return None
+    if "threshold" not in facts and form.channels == 1:
+        sources["threshold"] = ASSUMED
+        return EVEN
+    return facts.get("threshold")
 
 
 def _dtype(facts: Facts, sources: dict[str, str], given: GraphInput) -> Literal["uint8", "uint16", "float32"]:
