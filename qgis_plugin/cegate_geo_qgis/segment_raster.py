@@ -49,8 +49,12 @@ HELP = """
 are blended, with bounded memory. The result lies on the scene's own grid. A cancelled or failed run leaves no result
 behind.</p>
 <h3>Model</h3>
-<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Left empty, the engine's
-demo model is used: building footprints in drone imagery of 13 to 15 cm.</p>
+<p>A model that cegate-geo exported carries what it needs: classes with colours, bands, pixel size, tile size.
+Segmentation models of Deepness, GeoDeep and geoai run too, by what their files say, and so do an ArcGIS definition
+(.emd, ONNX only) and a STAC item of the MLM extension that lies beside its ONNX file. What such a file leaves open is
+assumed, and the log says so. An ONNX file that says nothing of itself is refused here: run it with cegate-geo predict,
+whose options state its classes and its scaling. Left empty, the engine's demo model is used: building footprints in
+drone imagery of 13 to 15 cm.</p>
 <h3>Results</h3>
 <p><b>Class map</b>: a GeoTIFF with class names and colours; 255 is nodata.<br>
 <b>Polygons</b>: one for each connected area, with class, name, area in m² and mean confidence.<br>
@@ -155,9 +159,10 @@ class SegmentRaster(EngineAlgorithm):
                 "MODEL",
                 "Model (empty: the demo model)",
                 optional=True,
-                fileFilter="ONNX models (*.onnx);;All files (*)",
+                fileFilter="Models (*.onnx *.emd *.json);;All files (*)",
             ),
-            "An ONNX file with its contract inside, as `cegate-geo export` writes it.",
+            "An ONNX file of cegate-geo, Deepness, GeoDeep or geoai, an .emd of ArcGIS (ONNX only), or a STAC item of a "
+            "model. The help says more.",
         )
         self._add(
             QgsProcessingParameterBand("BANDS", "Bands (empty: as the model says)", None, "INPUT", True, True),
