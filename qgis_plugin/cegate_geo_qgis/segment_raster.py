@@ -161,8 +161,8 @@ class SegmentRaster(EngineAlgorithm):
                 optional=True,
                 fileFilter="Models (*.onnx *.emd *.json);;All files (*)",
             ),
-            "An ONNX file of cegate-geo, Deepness, GeoDeep or geoai, an .emd of ArcGIS (ONNX only), or a STAC item of a "
-            "model. The help says more.",
+            "An ONNX file of cegate-geo, Deepness, GeoDeep or geoai, an .emd of ArcGIS (ONNX only), or a STAC item "
+            "of a model. The help says more.",
         )
         self._add(
             QgsProcessingParameterBand("BANDS", "Bands (empty: as the model says)", None, "INPUT", True, True),
