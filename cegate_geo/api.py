@@ -46,6 +46,8 @@ class PredictKeywords(TypedDict, total=False):
     invert_aoi: bool
     bands: Sequence[int | str]
     nodata: Sequence[float]
+    gsd: Literal["source", "model"]
+    resample: Literal["auto", "always", "never"]
     tile_size: int | None
     halo: int | None
     stitch: Literal["blend", "crop"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, ModelError
 from cegate_geo.infer import budget
-from cegate_geo.infer.assemble import Assembler, Band
+from cegate_geo.infer.assemble import Assembler, Band, Canvas, Restorer
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
-from cegate_geo.infer.feed import Area, Batch, Feed, InputForm
-from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure
+from cegate_geo.infer.feed import Batch, Feed, InputForm
+from cegate_geo.infer.georeference import Georeference
+from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure, model_shape
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml
 from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.resample import Resampling
 from cegate_geo.infer.streams import Prefetch, Worker
 from cegate_geo.infer.tally import Tally
-from cegate_geo.infer.tiles import TilePlan
+from cegate_geo.infer.tiles import TilePlan, column_shards
+from cegate_geo.infer.view import Shard, View
 from cegate_geo.infer.writer import (
     BLOCK_SIZE,
     RasterKind,
@@ -50,18 +53,25 @@ class Run:
 
     options: PredictOptions
     predictor: Predictor
-    scene: Scene
+    view: View
     plan: TilePlan
+    georeference: Georeference
+    """Of the outputs."""
     ground: GroundMeasure | None
-    area: Area | None
-    shards: tuple[Window, ...]
+    """Measures the outputs' pixels."""
+    shards: tuple[Shard, ...]
     form: InputForm
+
+    @property
+    def scene(self) -> Scene:
+        """What is predicted."""
+        return self.view.scene
 
     @property
     def tiles(self) -> int:
         """Tiles of all shards."""
-        rows, cols = self.plan.rows, self.plan.cols
-        return sum(len(rows.over(s.row_off, s.row_end)) * len(cols.over(s.col_off, s.col_end)) for s in self.shards)
+        rows, cols, regions = self.plan.rows, self.plan.cols, [s.region for s in self.shards]
+        return sum(len(rows.over(r.row_off, r.row_end)) * len(cols.over(r.col_off, r.col_end)) for r in regions)
 
 
 @contextmanager
@@ -102,13 +112,14 @@ def predict_scene(
         output=output,
         grid=_describe_grid(run),
         classes=tally.shares(),
-        nodata_pixels=run.plan.shape[0] * run.plan.shape[1] - tally.pixels,
+        nodata_pixels=run.georeference.shape[0] * run.georeference.shape[1] - tally.pixels,
         tiles=run.tiles,
         skipped_tiles=skipped,
         seconds=round(time.monotonic() - started, 3),
         provider=predictor.provider,
         model=str(model),
         model_sha256=sha256,
+        resampled=_describe_resampling(run),
         vector=options.vector,
         confidence=options.confidence,
         probabilities=options.probabilities,
@@ -117,55 +128,71 @@ def predict_scene(
 
 
 def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
-    """Plan tiles and shards; warn of or refuse what does not fit."""
-    manifest = predictor.manifest
-    ground = measure(scene.georeference)
-    check_gsd(ground, manifest, force=options.force)
-    if options.vector is not None:
-        from cegate_geo.infer.vectorize import check_vector
-
-        check_vector(scene.georeference, ground, options.min_area_m2)
+    """Plan grids, tiles and shards; warn of or refuse what does not fit."""
+    manifest, legend = predictor.manifest, predictor.manifest.legend
+    view, georeference, ground = _settle_grids(scene, predictor, options)
     halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
     if 2 * halo >= size:
         raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")
     plan = TilePlan.of_shape(
-        scene.shape,
-        tile_shape=_tile_shape(predictor, scene.shape, options.tile_size),
+        view.tile_grid,
+        tile_shape=_tile_shape(predictor, view.tile_grid, options.tile_size),
         halo=halo,
         stitch=options.stitch,
     )
-    area, region = None, Window.of_shape(scene.shape)
+    region = Window.of_shape(view.output_grid)
     if options.aoi is not None:
         from cegate_geo.infer.aoi import read_area
 
-        area = read_area(options.aoi, scene.georeference, invert=options.invert_aoi)
-        region = area.bounds or region
+        area = read_area(options.aoi, georeference, invert=options.invert_aoi)
+        view, region = replace(view, asked=area), area.bounds or region
     batch_size = predictor.batch or options.batch_size or (1 if predictor.provider == "cpu" else GPU_BATCH)
     needs = budget.estimate(
         plan,
-        scene,
-        classes=len(manifest.legend),
+        view,
+        classes=len(legend),
         batch_size=batch_size,
         model_bytes=predictor.path.stat().st_size,
-        extra_channels=bool(options.confidence or options.vector)
-        + (len(manifest.legend) if options.probabilities else 0),
+        extra_channels=bool(options.confidence or options.vector) + (len(legend) if options.probabilities else 0),
     )
     width = budget.shard_width(needs, options.max_memory_mb, least=min(region.width, BLOCK_SIZE))
     is_unit = manifest.scaling == "unit" and predictor.input_type == np.float32
+    shards = column_shards(view.output_grid, max_width=width, align=BLOCK_SIZE, within=region)
     return Run(
         options=options,
         predictor=predictor,
-        scene=scene,
+        view=view,
         plan=plan,
+        georeference=georeference,
         ground=ground,
-        area=area,
-        shards=tuple(plan.column_shards(max_width=width, align=BLOCK_SIZE, within=region)),
+        shards=tuple(view.shard(target) for target in shards),
         form=InputForm(
             batch_size=batch_size,
             dtype=predictor.input_type,
             divisor=manifest.input_maximum if is_unit else 1.0,
         ),
     )
+
+
+def _settle_grids(
+    scene: Scene, predictor: Predictor, options: PredictOptions
+) -> tuple[View, Georeference, GroundMeasure | None]:
+    """At which GSD the model sees the scene, and where the outputs lie."""
+    manifest, georeference = predictor.manifest, scene.georeference
+    ground = measure(georeference)
+    shape = model_shape(ground, manifest, scene.shape, resample=options.resample_mode)
+    check_gsd(ground, manifest, force=options.force, is_resampled=shape is not None)
+    view = View(scene)
+    if shape is not None:
+        view = View(scene, Resampling.between(scene.shape, shape), restores=options.gsd == "source")
+        if options.gsd == "model":
+            georeference = georeference.rescaled(shape)
+            ground = measure(georeference)
+    if options.vector is not None:
+        from cegate_geo.infer.vectorize import check_vector
+
+        check_vector(georeference, ground, options.min_area_m2)
+    return view, georeference, ground
 
 
 def _tile_shape(predictor: Predictor, shape: tuple[int, int], asked: int | None) -> tuple[int, int]:
@@ -194,7 +221,7 @@ def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *,
     skipped = 0
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.scene.georeference, kind, tags=tags))
+            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.georeference, kind, tags=tags))
             for name, kind in _kinds(run).items()
         }
 
@@ -207,25 +234,13 @@ def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *,
     return skipped
 
 
-def _predict_shard(run: Run, shard: Window, tally: Tally, monitor: Monitor, *, write: Any) -> int:
+def _predict_shard(run: Run, shard: Shard, tally: Tally, monitor: Monitor, *, write: Callable[[Band], None]) -> int:
     """Predict one shard: reader, session, stitch and writer at the same time, in four threads."""
-    skipped, kinds = 0, _kinds(run)
-    feed = Feed(run.scene, run.plan, shard, form=run.form, area=run.area)
+    skipped = 0
+    feed = Feed(run.view, run.plan, shard, form=run.form)
     with (
         Worker(write, depth=budget.QUEUE_DEPTH, name="write") as writer,
-        Worker(
-            Assembler(
-                run.plan,
-                shard,
-                legend=run.predictor.manifest.legend,
-                tally=tally,
-                emit=writer.put,
-                with_confidence="confidence" in kinds,
-                with_probabilities="probabilities" in kinds,
-            ),
-            depth=budget.QUEUE_DEPTH,
-            name="stitch",
-        ) as stitcher,
+        Worker(_assembler(run, shard, tally, emit=writer.put), depth=budget.QUEUE_DEPTH, name="stitch") as stitcher,
         Prefetch(feed, depth=budget.QUEUE_DEPTH) as batches,
     ):
         for batch in batches:
@@ -234,6 +249,23 @@ def _predict_shard(run: Run, shard: Window, tally: Tally, monitor: Monitor, *, w
             skipped += batch.skipped
             monitor.advance(run=batch.tiles, skipped=batch.skipped)
     return skipped
+
+
+def _assembler(
+    run: Run, shard: Shard, tally: Tally, *, emit: Callable[[Band], None]
+) -> Callable[[tuple[Batch, npt.NDArray[np.float32]]], None]:
+    """What makes bands of the outputs from batches."""
+    kinds, back = _kinds(run), run.view.back
+    canvas = Canvas(
+        run.predictor.manifest.legend,
+        tally=tally,
+        emit=emit,
+        with_confidence="confidence" in kinds,
+        with_probabilities="probabilities" in kinds,
+    )
+    if back is None:
+        return Assembler(run.plan, shard.region, canvas=canvas)
+    return Restorer(run.plan, shard, back=back, canvas=canvas)
 
 
 def _probabilities(predictor: Predictor, batch: Batch) -> npt.NDArray[np.float32]:
@@ -265,7 +297,7 @@ def _finish(run: Run, job: JobFolder, output: Path, tally: Tally, monitor: Monit
             scratch,
             confidence=job.file("confidence.tif"),
             legend=run.predictor.manifest.legend,
-            georeference=run.scene.georeference,
+            georeference=run.georeference,
             ground=run.ground,
             min_area_m2=options.min_area_m2,
             check=monitor.check,
@@ -309,7 +341,10 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,
     }
+    resampled = _describe_resampling(run)
     return {
+        # Nothing where the model saw the scene as it is.
+        **({} if resampled is None else {"CEGATE_RESAMPLED": json.dumps(resampled, sort_keys=True)}),
         "CEGATE_VERSION": __version__,
         "CEGATE_MODEL": manifest.name,
         "CEGATE_MODEL_SHA256": sha256,
@@ -321,7 +356,7 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
 
 
 def _describe_grid(run: Run) -> dict[str, Any]:
-    reference = run.scene.georeference
+    reference = run.georeference
     crs = None
     if reference.crs:
         authority = reference.crs.to_authority()
@@ -332,4 +367,20 @@ def _describe_grid(run: Run) -> dict[str, Any]:
         "width": reference.shape[1],
         "height": reference.shape[0],
         "gsd_m": run.ground.size().gsd_m if run.ground else None,
+    }
+
+
+def _describe_resampling(run: Run) -> dict[str, Any] | None:
+    """The grid that the model saw, where it was not the scene's."""
+    if run.view.resampling is None:
+        return None
+    ground = measure(run.scene.georeference.rescaled(run.view.tile_grid))
+    height, width = run.view.tile_grid
+    size = ground.size() if ground else None
+    return {
+        "grid": "source" if run.view.restores else "model",
+        "width": width,
+        "height": height,
+        "x_m": size.x_m if size else None,
+        "y_m": size.y_m if size else None,
     }
