@@ -27,6 +27,8 @@ LATTICE_DEGREES = 0.05
 """The same in degrees: for coarse pixels the lattice is denser."""
 
 FloatArray = npt.NDArray[np.float64]
+GridChoice = Literal["source", "model"]
+"""Where outputs lie: on the scene's grid, or on one of the model's GSD."""
 ResampleMode = Literal["auto", "always", "never"]
 """When a scene is resampled to the model's GSD: where its own lies outside of the model's range, always, never."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cegate_geo.errors import InputError
-from cegate_geo.infer.gsd import ResampleMode
+from cegate_geo.infer.gsd import GridChoice, ResampleMode
 from cegate_geo.infer.tiles import StitchMode
 
 DEFAULT_MEMORY_MB = 512
@@ -34,7 +34,7 @@ class PredictOptions:
     """Band numbers (from 1) or names, one for each of the model's bands."""
     nodata: tuple[float, ...] = ()
     """Value of unflagged holes, one for all bands or one for each."""
-    gsd: Literal["source", "model"] = "source"
+    gsd: GridChoice = "source"
     """Grid of the outputs: the scene's, or the one at the model's GSD, which asks for `resample="always"`."""
     resample: ResampleMode = "auto"
     """When the model sees the scene resampled to its own GSD: where the scene's lies outside of the model's range (but

@@ -21,18 +21,15 @@ from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Assembler, Band, Canvas, Restorer
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
 from cegate_geo.infer.feed import Batch, Feed, InputForm
-from cegate_geo.infer.georeference import Georeference
-from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure, model_shape
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml
 from cegate_geo.infer.reader import Scene
-from cegate_geo.infer.resample import Resampling
 from cegate_geo.infer.streams import Prefetch, Worker
 from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.tiles import TilePlan, column_shards
-from cegate_geo.infer.view import Shard, View
+from cegate_geo.infer.view import Shard, View, settle_view
 from cegate_geo.infer.writer import (
     BLOCK_SIZE,
     RasterKind,
@@ -55,10 +52,6 @@ class Run:
     predictor: Predictor
     view: View
     plan: TilePlan
-    georeference: Georeference
-    """Of the outputs."""
-    ground: GroundMeasure | None
-    """Measures the outputs' pixels."""
     shards: tuple[Shard, ...]
     form: InputForm
 
@@ -99,7 +92,7 @@ def predict_scene(
         closing(Scene(scene_path, predictor.manifest, bands=options.bands, nodata=options.nodata)) as scene,
     ):
         run = settle(scene, predictor, options)
-        tally = Tally(predictor.manifest.legend, run.ground)
+        tally = Tally(predictor.manifest.legend, run.view.ground)
         sha256 = file_sha256(model)
         with job_folder(output) as job:
             monitor.start(run.tiles)
@@ -112,14 +105,14 @@ def predict_scene(
         output=output,
         grid=_describe_grid(run),
         classes=tally.shares(),
-        nodata_pixels=run.georeference.shape[0] * run.georeference.shape[1] - tally.pixels,
+        nodata_pixels=run.view.georeference.shape[0] * run.view.georeference.shape[1] - tally.pixels,
         tiles=run.tiles,
         skipped_tiles=skipped,
         seconds=round(time.monotonic() - started, 3),
         provider=predictor.provider,
         model=str(model),
         model_sha256=sha256,
-        resampled=_describe_resampling(run),
+        resampled=run.view.describe(),
         vector=options.vector,
         confidence=options.confidence,
         probabilities=options.probabilities,
@@ -130,7 +123,11 @@ def predict_scene(
 def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     """Plan grids, tiles and shards; warn of or refuse what does not fit."""
     manifest, legend = predictor.manifest, predictor.manifest.legend
-    view, georeference, ground = _settle_grids(scene, predictor, options)
+    view = settle_view(scene, manifest, gsd=options.gsd, resample=options.resample_mode, force=options.force)
+    if options.vector is not None:
+        from cegate_geo.infer.vectorize import check_vector
+
+        check_vector(view.georeference, view.ground, options.min_area_m2)
     halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
     if 2 * halo >= size:
         raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")
@@ -144,7 +141,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     if options.aoi is not None:
         from cegate_geo.infer.aoi import read_area
 
-        area = read_area(options.aoi, georeference, invert=options.invert_aoi)
+        area = read_area(options.aoi, view.georeference, invert=options.invert_aoi)
         view, region = replace(view, asked=area), area.bounds or region
     batch_size = predictor.batch or options.batch_size or (1 if predictor.provider == "cpu" else GPU_BATCH)
     needs = budget.estimate(
@@ -163,8 +160,6 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
         predictor=predictor,
         view=view,
         plan=plan,
-        georeference=georeference,
-        ground=ground,
         shards=tuple(view.shard(target) for target in shards),
         form=InputForm(
             batch_size=batch_size,
@@ -172,27 +167,6 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
             divisor=manifest.input_maximum if is_unit else 1.0,
         ),
     )
-
-
-def _settle_grids(
-    scene: Scene, predictor: Predictor, options: PredictOptions
-) -> tuple[View, Georeference, GroundMeasure | None]:
-    """At which GSD the model sees the scene, and where the outputs lie."""
-    manifest, georeference = predictor.manifest, scene.georeference
-    ground = measure(georeference)
-    shape = model_shape(ground, manifest, scene.shape, resample=options.resample_mode)
-    check_gsd(ground, manifest, force=options.force, is_resampled=shape is not None)
-    view = View(scene)
-    if shape is not None:
-        view = View(scene, Resampling.between(scene.shape, shape), restores=options.gsd == "source")
-        if options.gsd == "model":
-            georeference = georeference.rescaled(shape)
-            ground = measure(georeference)
-    if options.vector is not None:
-        from cegate_geo.infer.vectorize import check_vector
-
-        check_vector(georeference, ground, options.min_area_m2)
-    return view, georeference, ground
 
 
 def _tile_shape(predictor: Predictor, shape: tuple[int, int], asked: int | None) -> tuple[int, int]:
@@ -221,7 +195,7 @@ def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *,
     skipped = 0
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.georeference, kind, tags=tags))
+            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.view.georeference, kind, tags=tags))
             for name, kind in _kinds(run).items()
         }
 
@@ -297,8 +271,8 @@ def _finish(run: Run, job: JobFolder, output: Path, tally: Tally, monitor: Monit
             scratch,
             confidence=job.file("confidence.tif"),
             legend=run.predictor.manifest.legend,
-            georeference=run.georeference,
-            ground=run.ground,
+            georeference=run.view.georeference,
+            ground=run.view.ground,
             min_area_m2=options.min_area_m2,
             check=monitor.check,
         )
@@ -341,7 +315,7 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,
     }
-    resampled = _describe_resampling(run)
+    resampled = run.view.describe()
     return {
         # Nothing where the model saw the scene as it is.
         **({} if resampled is None else {"CEGATE_RESAMPLED": json.dumps(resampled, sort_keys=True)}),
@@ -356,7 +330,7 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
 
 
 def _describe_grid(run: Run) -> dict[str, Any]:
-    reference = run.georeference
+    reference = run.view.georeference
     crs = None
     if reference.crs:
         authority = reference.crs.to_authority()
@@ -366,21 +340,5 @@ def _describe_grid(run: Run) -> dict[str, Any]:
         "transform": list(reference.transform)[:6],
         "width": reference.shape[1],
         "height": reference.shape[0],
-        "gsd_m": run.ground.size().gsd_m if run.ground else None,
-    }
-
-
-def _describe_resampling(run: Run) -> dict[str, Any] | None:
-    """The grid that the model saw, where it was not the scene's."""
-    if run.view.resampling is None:
-        return None
-    ground = measure(run.scene.georeference.rescaled(run.view.tile_grid))
-    height, width = run.view.tile_grid
-    size = ground.size() if ground else None
-    return {
-        "grid": "source" if run.view.restores else "model",
-        "width": width,
-        "height": height,
-        "x_m": size.x_m if size else None,
-        "y_m": size.y_m if size else None,
+        "gsd_m": run.view.ground.size().gsd_m if run.view.ground else None,
     }

@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,7 +237,8 @@ def test_nothing_gathers_while_a_scene_is_empty(tmp_path: Path) -> None:
 
     values = np.zeros((3, 600, 60), np.uint8)
     scene = Scene(str(toys.write_raster(tmp_path / "scene.tif", values, nodata=0)), toys.manifest())
-    for view in (View(scene), View(scene, Resampling.between((600, 60), (900, 90)), restores=True)):
+    plain = View(scene=scene, georeference=scene.georeference)
+    for view in (plain, replace(plain, resampling=Resampling.between((600, 60), (900, 90)), restores=True)):
         plan = TilePlan.of_shape(view.tile_grid, tile_shape=(64, 64), halo=8)
         shard = view.shard(Window.of_shape(view.output_grid))
         batches = list(Feed(view, plan, shard, form=InputForm(batch_size=4, dtype=np.dtype("float32"), divisor=255.0)))
