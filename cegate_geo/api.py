@@ -63,6 +63,8 @@ class PredictKeywords(ContractKeywords, total=False):
     invert_aoi: bool
     bands: Sequence[int | str]
     nodata: Sequence[float]
+    gsd: Literal["source", "model"]
+    resample: Literal["auto", "always", "never"]
     tile_size: int | None
     halo: int | None
     stitch: Literal["blend", "crop"]

@@ -48,6 +48,13 @@ class PixelRange(click.ParamType[Any]):
 @click.option(
     "--nodata", type=NumberList(), default=(), metavar="V[,V,V]", help="Value of unflagged holes of --images."
 )
+@click.option(
+    "--resample",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="When --model sees --images at its own GSD, as in predict.",
+)
 @click.option("--force", is_flag=True, help="Evaluate --model although the GSD is far from the model's.")
 @contract_options
 @click.option("--json", "target", metavar="OUT", help="Write the figures as JSON to a file, or to stdout for '-'.")
@@ -69,7 +76,7 @@ def command(mask: Path | None, *, model: str | None, images: str | None, target:
     options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment]
     options["remap"] = {value: name for value, _, name in pairs}
     if model is not None and images is not None:
-        predicting: Any = {k: given[k] for k in ("bands", "nodata", "force", *CONTRACT_NAMES)}
+        predicting: Any = {k: given[k] for k in ("bands", "nodata", "resample", "force", *CONTRACT_NAMES)}
         metrics = evaluate_model(model, images, given["labels"], predicting=predicting, **options)
     elif mask is not None:
         legend = Legend.from_names(given["mask_classes"]) if given["mask_classes"] else None

@@ -94,6 +94,20 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--invert-aoi", is_flag=True, help="Predict only outside of --aoi.")
 @click.option("--bands", type=WordList(), default=(), metavar="1,2,3|NAMES", help="Bands, in the model's order.")
 @click.option("--nodata", type=NumberList(), default=(), metavar="V[,V,V]", help="Value of holes without a flag.")
+@click.option(
+    "--gsd",
+    type=click.Choice(["source", "model"]),
+    default="source",
+    show_default=True,
+    help="Grid of the outputs: the scene's, or one of the model's GSD.",
+)
+@click.option(
+    "--resample",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="When the model sees the scene at its own GSD. auto: outside of its range.",
+)
 @click.option("--tile-size", type=int, metavar="PX", help="Side of a tile, where the model leaves it free.")
 @click.option("--halo", type=int, metavar="PX", help="Context on each side of a tile. Default: the model's.")
 @click.option("--stitch", type=click.Choice(["blend", "crop"]), default="blend", show_default=True)
@@ -118,6 +132,10 @@ def command(
     GeoDeep, geoai and ArcGIS (.emd, ONNX only) and STAC MLM items run by theirs; cegate-geo info shows it. The options
     from --classes on state what a file does not say, and go before what it says: a bare ONNX file needs --classes and
     --scale at least.
+
+    A scene whose pixels lie outside of the model's range of metres per pixel is resampled for the model as it is read,
+    and probabilities go back to the scene's pixels before a class is chosen. More than 8 times outside it is refused
+    without --force; pixels that much coarser are then used as they are, unless --resample always.
     """
     from cegate_geo.api import predict
 
@@ -145,6 +163,12 @@ def _summary(result: Any) -> str:
     lines = [
         f"{result.output}  ({run} tiles, {result.skipped_tiles} skipped, {result.seconds:.1f} s, {result.provider})"
     ]
+    if result.resampled is not None:
+        size = result.resampled
+        lines.append(
+            f"the model saw {size['width']:,} x {size['height']:,} px of {size['x_m']:.3g} x {size['y_m']:.3g} m; "
+            f"outputs lie on the {'scene' if size['grid'] == 'source' else 'model'}'s grid"
+        )
     total = max(1, sum(c.pixels for c in result.classes))
     for c in result.classes:
         area = "" if c.area_m2 is None else f"  {c.area_m2:,.1f} m²"

@@ -30,8 +30,10 @@ from qgis.core import (
 from .engine_algorithm import EngineAlgorithm
 from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
 from .predict_job import (
+    GRIDS,
     PROVIDERS,
     RASTER_SUFFIXES,
+    RESAMPLINGS,
     STITCHES,
     VECTOR_SUFFIXES,
     PredictJob,
@@ -46,7 +48,8 @@ Parameters = dict[Optional[str], Any]
 Definition = QgsProcessingParameterDefinition
 HELP = """
 <p>Gives each pixel of a scene a class, by an ONNX model. The scene may be of any size: it is read in tiles whose seams
-are blended, with bounded memory. The result lies on the scene's own grid. A cancelled or failed run leaves no result
+are blended, with bounded memory. Pixels that are too large or too small for the model are resampled as they are read.
+The result lies on the scene's own grid, unless asked otherwise. A cancelled or failed run leaves no result
 behind.</p>
 <h3>Model</h3>
 <p>A model that cegate-geo exported carries what it needs: classes with colours, bands, pixel size, tile size.
@@ -78,6 +81,14 @@ def _advanced() -> list[tuple[Definition, str]]:
         (
             QgsProcessingParameterEnum("PROVIDER", "Run on", PROVIDERS, False, "auto", False, True),
             "What computes: 'auto' takes the best that is there, and the log says which one ran.",
+        ),
+        (
+            QgsProcessingParameterEnum("GSD", "Grid of the results", GRIDS, False, "source", False, True),
+            "'source': the scene's own pixels; 'model': pixels of the size that the model was made for.",
+        ),
+        (
+            QgsProcessingParameterEnum("RESAMPLE", "Resample the scene", RESAMPLINGS, False, "auto", False, True),
+            "Whether the model sees the scene at its own pixel size. 'auto': where the scene's is outside its range.",
         ),
         (
             _number("TILE_SIZE", "Tile size [px]", lowest=16),
@@ -294,6 +305,8 @@ class SegmentRaster(EngineAlgorithm):
             min_area_m2=smallest if vector else None,
             provider=self.parameterAsEnumString(parameters, "PROVIDER", context),
             stitch=self.parameterAsEnumString(parameters, "STITCH", context),
+            gsd=self.parameterAsEnumString(parameters, "GSD", context),
+            resample=self.parameterAsEnumString(parameters, "RESAMPLE", context),
             tile_size=whole("TILE_SIZE"),
             halo=whole("HALO"),
             batch_size=whole("BATCH_SIZE"),
