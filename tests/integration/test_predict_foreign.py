@@ -252,6 +252,17 @@ def test_channels_may_come_last(tmp_path: Path, options: dict[str, Any]) -> None
     assert (classes(model, raster) == np.array([1, 2, 7])[values.argmax(axis=0)]).all()
 
 
+def test_as_many_classes_as_pixels_along_a_side_lie_as_the_input_does(tmp_path: Path) -> None:
+    """An output (n, 8, 8, 8) could be either: its channels are where those of the input are."""
+    raster, values = scene(tmp_path, toys.noise((20, 30), seed=6))
+    weights = {"mix": np.random.default_rng(0).random((3, 8), np.float32)}
+    shapes = {"given": ["n", 8, 8, 3], "gives": ["n", 8, 8, 8]}
+    model = foreign.build(tmp_path / "m.onnx", [node("MatMul", ["x", "mix"])], weights=weights, **shapes)
+    stated = {"classes": tuple("abcdefgh"), "scale": (255,), "output_kind": "logits", "halo": 1}
+    expected = (unit(values).transpose(1, 2, 0) @ weights["mix"]).argmax(axis=2)
+    assert (classes(model, raster, **stated) == expected).mean() > 0.99
+
+
 @pytest.mark.parametrize(
     ("kind", "dtype", "scaled"),
     [("FLOAT16", "uint8", True), ("DOUBLE", "uint8", True), ("UINT8", "uint8", False), ("UINT16", "uint16", False)],
