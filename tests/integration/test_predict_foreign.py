@@ -16,7 +16,7 @@ from affine import Affine
 from cegate_geo import api
 from cegate_geo.cli.main import main
 from cegate_geo.domain.manifest import METADATA_KEY
-from cegate_geo.errors import BandWarning, ContractWarning, InputError, ModelError
+from cegate_geo.errors import BandWarning, ContractWarning, GsdWarning, InputError, ModelError
 from tests import foreign_models as foreign
 from tests import toy_models as toys
 from tests.foreign_models import node
@@ -533,3 +533,28 @@ def test_a_model_without_gsd_suits_any_scene(tmp_path: Path) -> None:
         api.predict(raster, tmp_path / "mask.tif", model=model, output_kind="probabilities")
     with pytest.raises(InputError, match="times off"):
         classes(model, raster, gsd_m=0.5)
+
+
+@pytest.mark.parametrize("gsd", ["source", "model"])
+def test_a_scene_is_resampled_for_their_models_as_for_ours(tmp_path: Path, gsd: str) -> None:
+    """26 cm pixels for a model of 13 cm. By keys alone, with an output smaller than its input, as by the manifest."""
+    raster, _ = scene(tmp_path, transform=Affine(0.26, 0, 300_000, 0, -0.26, 3_000_000), crs="EPSG:32645")
+    ours, theirs = toys.brightness(tmp_path / "ours.onnx", halo=8), tmp_path / "theirs.onnx"
+    share = np.full((1, 3, 5, 5), 0, np.float32)
+    share[..., 2, 2] = 1 / 3
+    weights = {"kernel": np.concatenate([-share, share]), "bias": np.float32([1, 0])}
+    nodes = [node("Conv", ["x", "kernel", "bias"])]
+    shapes = {"given": ["n", 3, 64, 64], "gives": ["n", 2, 60, 60]}
+    foreign.build(theirs, nodes, weights=weights, metadata=SEGMENTOR | {"seg_thresh": 0}, **shapes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GsdWarning)
+        expected, found = (classes(model, raster, gsd=gsd, halo=8) for model in (ours, theirs))
+    assert expected.shape == ((300, 340) if gsd == "model" else SHAPE)
+    assert (found == expected).all()
+
+
+def test_nothing_is_resampled_to_a_gsd_that_nobody_knows(tmp_path: Path) -> None:
+    raster, _ = scene(tmp_path)
+    model = foreign.bands_as_classes(tmp_path / "m.onnx", metadata={"model_type": "Segmentor"})
+    with pytest.raises(InputError, match="does not say for which GSD"):
+        classes(model, raster, resample="always")
