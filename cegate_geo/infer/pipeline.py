@@ -16,7 +16,7 @@ import rasterio
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import InputError, ModelError
+from cegate_geo.errors import InputError
 from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Assembler, Band, Canvas, Restorer
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
@@ -136,11 +136,9 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
     if 2 * halo >= size:
         raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")
-    height, width = _tile_shape(predictor, view.tile_grid, options.tile_size)
-    margin = predictor.margin
     plan = TilePlan.of_shape(
         view.tile_grid,
-        tile_shape=(height - margin.top - margin.bottom, width - margin.left - margin.right),
+        tile_shape=predictor.tile_shape(view.tile_grid, asked=options.tile_size),
         halo=halo,
         stitch=options.stitch,
     )
@@ -158,7 +156,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
         batch_size=batch_size,
         model_bytes=predictor.path.stat().st_size,
         extra_channels=bool(options.confidence or options.vector) + (len(legend) if options.probabilities else 0),
-        margin=margin,
+        margin=predictor.margin,
     )
     width = budget.shard_width(needs, options.max_memory_mb, least=min(region.width, BLOCK_SIZE))
     is_unit = manifest.scaling == "unit" and np.issubdtype(predictor.input_type, np.floating)
@@ -174,7 +172,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
             dtype=predictor.input_type,
             divisor=manifest.input_maximum if is_unit else 1.0,
             normalisation=Normalisation.of(manifest),
-            margin=margin,
+            margin=predictor.margin,
         ),
     )
 
@@ -185,27 +183,6 @@ def decide(run: Run) -> Run:
         return run
     tile = middle_tile(run.view, run.plan, run.form)
     return run if tile is None else replace(run, predictor=run.predictor.decided(tile))
-
-
-def _tile_shape(predictor: Predictor, shape: tuple[int, int], asked: int | None) -> tuple[int, int]:
-    """Height and width of tiles: fixed by the graph, or the manifest's, or what was asked for.
-
-    Where a graph leaves its sides free, a tile is no larger than the scene: then nothing has to be made up.
-    """
-    manifest, sides = predictor.manifest, []
-    for fixed, length in zip(predictor.sides, shape, strict=True):
-        if fixed is not None:
-            if asked not in (None, fixed):
-                raise ModelError(
-                    f"{predictor.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
-                )
-            sides.append(fixed)
-            continue
-        size, multiple = asked or manifest.tile_size, manifest.size_multiple
-        if asked and asked % multiple:
-            raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
-        sides.append(min(size, -(-length // multiple) * multiple))
-    return sides[0], sides[1]
 
 
 def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *, tags: dict[str, str]) -> int:

@@ -85,6 +85,31 @@ class Predictor:
         """Pixels of an input, on each side, for which it gives nothing."""
         return self.contract.form.margin if self.contract.form else Margin()
 
+    def tile_shape(self, shape: tuple[int, int], *, asked: int | None) -> tuple[int, int]:
+        """Height and width of the tiles that it gives for a scene of `shape`, without `margin`.
+
+        Fixed by the graph, or the manifest's, or what was asked for. Where a graph leaves its sides free, a tile is no
+        larger than the scene: then nothing has to be made up.
+
+        Raises:
+            ModelError: If it takes no tiles of the size that is asked for.
+        """
+        sides = []
+        for fixed, length in zip(self.sides, shape, strict=True):
+            if fixed is not None:
+                if asked not in (None, fixed):
+                    raise ModelError(
+                        f"{self.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
+                    )
+                sides.append(fixed)
+                continue
+            size, multiple = asked or self.manifest.tile_size, self.manifest.size_multiple
+            if asked and asked % multiple:
+                raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
+            sides.append(min(size, -(-length // multiple) * multiple))
+        margin = self.margin
+        return sides[0] - margin.top - margin.bottom, sides[1] - margin.left - margin.right
+
     def run(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W); without `margin`, where the model has one.
 
@@ -172,6 +197,26 @@ def load_predictor(
     """
     options, stated = options or SessionOptions(), stated or StatedContract()
     path, beside = find_weights(path)
+    session, running = _open_session(path, options)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY in metadata:
+        require_no_options(path, stated)
+        return _checked(path, Manifest.from_json(metadata[METADATA_KEY]), session, running)
+    facts, sources = gather(path, metadata, beside, stated)
+    settled = settle(path, session, facts, sources, tile_size=tile_size, for_use=for_use)
+    return Predictor(
+        path=path,
+        contract=settled.contract,
+        provider=_our_name(running),
+        sides=settled.input.shape,
+        batch=settled.input.batch,
+        input_type=settled.input.dtype,
+        session=session,
+    )
+
+
+def _open_session(path: Path, options: SessionOptions) -> tuple[Any, str]:
+    """A session, and the provider that really runs."""
     ort = _onnxruntime()
     names = _provider_names(options, ort.get_available_providers())
     settings = ort.SessionOptions()
@@ -191,21 +236,7 @@ def load_predictor(
             ProviderWarning,
             stacklevel=2,
         )
-    metadata = session.get_modelmeta().custom_metadata_map
-    if METADATA_KEY in metadata:
-        require_no_options(path, stated)
-        return _checked(path, Manifest.from_json(metadata[METADATA_KEY]), session, running)
-    facts, sources = gather(path, metadata, beside, stated)
-    settled = settle(path, session, facts, sources, tile_size=tile_size, for_use=for_use)
-    return Predictor(
-        path=path,
-        contract=settled.contract,
-        provider=_our_name(running),
-        sides=settled.input.shape,
-        batch=settled.input.batch,
-        input_type=settled.input.dtype,
-        session=session,
-    )
+    return session, running
 
 
 def _guarded(path: Path, load: Callable[[], Any]) -> Any:

@@ -25,6 +25,8 @@ EVEN = 0.5
 """A class that is as probable as its absence."""
 GRAPH, ASSUMED = "graph", "assumed"
 UNDECIDED = "a tile of the scene decides"
+DETAILS = ("names", "fit", "input_layout", "tile_shape", "overlap", "unscalable")
+"""Facts that end up in other parts of the contract."""
 BAND_NAMES = {1: ("gray",), 3: ("red", "green", "blue")}
 
 
@@ -64,12 +66,9 @@ def settle(
     legend = make_legend(path, facts, form, head=heads.index(form.output), are_ids=output == "class-map")
     sources.setdefault("classes", ASSUMED)
     dtype = _dtype(facts, sources, given)
-    halo = _halo(facts, sources, form)
     gsd = facts.get("gsd_m")
     sources.setdefault("gsd_m", "not known")
     sources["tile_size"] = _tile_source(sources, given, tile_size)
-    values = _values(path, facts, sources, given, dtype=dtype, bands=len(bands))
-    threshold = _threshold(path, facts, sources, form, output)
     manifest = Manifest(
         name=facts.get("name") or path.stem,
         legend=legend,
@@ -77,17 +76,17 @@ def settle(
         gsd_m=gsd,
         gsd_range_m=None if gsd is None else (gsd / GSD_TOLERANCE, gsd * GSD_TOLERANCE),
         tile_size=min(form.input_shape),
-        halo=halo,
+        halo=_halo(facts, sources, form),
         dtype=dtype,
         output=output,
-        threshold=threshold,
+        threshold=_threshold(path, facts, sources, form, output),
         description=facts.get("description", ""),
         licence=facts.get("licence", ""),
-        **values,
+        **_values(path, facts, sources, given, dtype=dtype, bands=len(bands)),
     )
     if for_use:
         _warn(path, facts, sources, manifest)
-    for part in ("names", "fit", "input_layout", "tile_shape", "overlap", "unscalable"):
+    for part in DETAILS:
         sources.pop(part, None)
     contract = Contract(manifest=manifest, form=form, sources=sources, scene_bands=facts.get("scene_bands", ()))
     return Settled(contract=contract, input=given)
