@@ -21,7 +21,7 @@ from cegate_geo.infer.view import Shard
 from cegate_geo.infer.writer import BLOCK_SIZE, class_raster
 
 RESTORED_ROWS = 64
-"""Rows of the output whose probabilities are in memory at once."""
+"""Rows, of the tiles' grid or of the outputs', whose probabilities are resampled at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +201,9 @@ class Restorer:
             window, wanted = end.restored
             for part in _block_rows(window):
                 self._restore(part, wanted[part.slices(window)])
+        kept = max(0, self._end - self._first_needed(self._end))
+        self._sums = self._sums[:, self._sums.shape[1] - kept :].copy()
+        self._holds = self._holds[len(self._holds) - kept :].copy()
 
     def _hold(self, probabilities: npt.NDArray[np.float32], end: BandEnd) -> None:
         """Put new rows below those that are still needed."""
@@ -223,15 +226,16 @@ class Restorer:
         if not wanted.any():
             return
         self._canvas.open(window)
-        begin = self._end - self._sums.shape[1]
-        for row in range(window.row_off, window.row_end, RESTORED_ROWS):
-            height = min(RESTORED_ROWS, window.row_end - row)
+        begin, rows = self._end - self._sums.shape[1], self._back.rows
+        step = max(1, min(RESTORED_ROWS, RESTORED_ROWS * rows.target // rows.source))
+        for row in range(window.row_off, window.row_end, step):
+            height = min(step, window.row_end - row)
             part = Window(col_off=window.col_off, row_off=row, width=window.width, height=height)
             around = self._back.support(part)
-            rows = slice(around.row_off - begin, around.row_end - begin)
+            here = slice(around.row_off - begin, around.row_end - begin)
             cols = slice(around.col_off - self._region.col_off, around.col_end - self._region.col_off)
             made, holds = self._back.apply(
-                self._sums[:, rows, cols], self._holds[rows, cols], around=around, window=part
+                self._sums[:, here, cols], self._holds[here, cols], around=around, window=part
             )
             if (wanted[part.slices(window)] & ~holds).any():
                 raise CegateError(f"Pixels of {part} were left without a result.", hint="Report this, with the scene.")

@@ -81,7 +81,7 @@ def estimate(
     if view.restores:
         rows = scene.shape[0] / plan.shape[0]
         per_column += 2 * core * classes * 4 * tile_columns  # probabilities of a band, and while rows are put below
-        per_column += RESTORED_ROWS * classes * 4 * 4  # and on the way back
+        per_column += RESTORED_ROWS * classes * 4 * 4 * max(1, tile_columns)  # and on the way back
         per_column += plan.rows.size * rows * (QUEUE_DEPTH + 3)  # which of the scene's pixels are valid
     return Budget(fixed=fixed, per_column=int(per_column))
 

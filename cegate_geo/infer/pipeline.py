@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,9 @@ def _predict_shard(run: Run, shard: Shard, tally: Tally, monitor: Monitor, *, wr
     ):
         for batch in batches:
             monitor.check()
-            stitcher.put((batch, _probabilities(run.predictor, batch)))
+            # One call may take many seconds; nobody who cancels has to wait for it.
+            probabilities = monitor.wait(partial(_probabilities, run.predictor, batch))
+            stitcher.put((batch, probabilities))
             skipped += batch.skipped
             monitor.advance(run=batch.tiles, skipped=batch.skipped)
     return skipped

@@ -25,6 +25,7 @@ from rasterio.transform import from_gcps
 from cegate_geo.api import Progress, predict
 from cegate_geo.errors import CancelledError, GsdWarning, InputError
 from cegate_geo.infer import assemble, rescaled
+from cegate_geo.infer.tiles import plan_axis
 from tests import toy_models as toys
 from tests.integration.test_predict_laws import SHAPES, blob, flagged, largest_step
 from tests.integration.test_predict_vector import write_polygons
@@ -229,6 +230,19 @@ def test_no_valid_pixel_is_lost_and_no_hole_bleeds(tmp_path: Path, data: st.Data
     )
     np.testing.assert_array_equal(toys.read(tmp_path / "mask.tif")[0], np.where(valid, 1, 255))
     np.testing.assert_array_equal(toys.read(tmp_path / "p.tif"), np.where(valid, scene, 0))
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 2])
+def test_the_last_rows_before_an_empty_tile_row_are_not_lost(tmp_path: Path, beyond: int) -> None:
+    """They wait for the model's next rows, which are never run."""
+    stop = plan_axis(200, size=32, halo=8).final(2)[1]
+    scene = np.full((3, 400, 60), 77, np.uint8)
+    scene[:, 2 * stop - beyond :] = 0
+    write(tmp_path / "scene.tif", scene, 0.5, nodata=0)
+    model = toys.identity(tmp_path / "identity.onnx", size=32, halo=8)
+    result = predict(tmp_path / "scene.tif", tmp_path / "mask.tif", model=model)
+    assert result.resampled["height"] == 200
+    np.testing.assert_array_equal(toys.read(tmp_path / "mask.tif")[0] == 255, scene[0] == 0)
 
 
 @pytest.mark.parametrize("factor", [2.0, 0.4])
