@@ -8,12 +8,14 @@ Example:
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
+from cegate_geo.domain.contract import StatedContract, TensorForm
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ContractWarning
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
@@ -25,6 +27,7 @@ from cegate_geo.infer.progress import Monitor, Progress
 
 __all__ = [
     "ClassShare",
+    "ContractKeywords",
     "ModelInfo",
     "PredictKeywords",
     "PredictResult",
@@ -35,7 +38,21 @@ __all__ = [
 ]
 
 
-class PredictKeywords(TypedDict, total=False):
+class ContractKeywords(TypedDict, total=False):
+    """What is stated of a model that does not say it itself; `domain.contract.StatedContract` says what each means."""
+
+    classes: Sequence[str]
+    scale: Sequence[float]
+    mean: Sequence[float]
+    std: Sequence[float]
+    gsd_m: float | None
+    output_kind: Literal["probabilities", "logits", "class-map"] | None
+    threshold: float | None
+    head: str
+    dtype: Literal["uint8", "uint16", "float32"] | None
+
+
+class PredictKeywords(ContractKeywords, total=False):
     """Keywords of `predict` beyond scene, output and model; `PredictOptions` says what each means."""
 
     vector: str | Path | None
@@ -46,6 +63,8 @@ class PredictKeywords(TypedDict, total=False):
     invert_aoi: bool
     bands: Sequence[int | str]
     nodata: Sequence[float]
+    gsd: Literal["source", "model"]
+    resample: Literal["auto", "always", "never"]
     tile_size: int | None
     halo: int | None
     stitch: Literal["blend", "crop"]
@@ -72,7 +91,9 @@ def predict(
     Args:
         scene: Raster that GDAL opens: a file, a VRT, a URL.
         output: GeoTIFF to write. It appears when it is complete, or not at all.
-        model: ONNX file with a manifest, or the name of a shipped model; None for the shipped demo model.
+        model: ONNX file, the name of a shipped model, or a file that names an ONNX file: an `.emd` of ArcGIS, a STAC
+            item of the MLM extension. None for the shipped demo model. A file that carries no manifest of ours runs by
+            what Deepness, GeoDeep or geoai left in it or beside it, or by what `ContractKeywords` state.
         progress: Called with a `Progress` after each batch, from the calling thread.
         cancel: Asked several times a second; return True to stop.
         **options: See `PredictKeywords`.
@@ -107,7 +128,18 @@ def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:
         keywords["aoi"] = str(keywords["aoi"])
     keywords["bands"] = tuple(str(band) for band in keywords.get("bands", ()))
     keywords["nodata"] = tuple(float(value) for value in keywords.get("nodata", ()))
+    names = [field.name for field in dataclasses.fields(StatedContract)]
+    keywords["stated"] = _stated({name: keywords.pop(name) for name in names if name in keywords})
     return keywords
+
+
+def _stated(keywords: Mapping[str, Any]) -> StatedContract:
+    """Keywords as the contract that a user states; None and '' say nothing."""
+    given = {name: value for name, value in keywords.items() if value is not None}
+    sequences: dict[str, Any] = {
+        name: tuple(given[name]) for name in ("classes", "scale", "mean", "std") if name in given
+    }
+    return StatedContract(**{**given, **sequences})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,7 +147,12 @@ class ModelInfo:
     """What a model file says of itself."""
 
     path: Path
+    """The ONNX file."""
     manifest: Manifest
+    sources: Mapping[str, str]
+    """Part of the contract → where it was found; empty where all of it stands in the file's own manifest."""
+    tensors: TensorForm | None
+    """How the graph lays out its tensors; None for our own exports."""
     opset: int
     """Of the standard ONNX operators."""
     ir_version: int
@@ -125,21 +162,33 @@ class ModelInfo:
     """The same of each output."""
 
 
-def describe_model(path: str | Path) -> ModelInfo:
+def describe_model(path: str | Path, *, tile_size: int | None = None, **stated: Unpack[ContractKeywords]) -> ModelInfo:
     """Read a model file's contract.
 
+    Of a model that carries no manifest, parts that nothing states are assumed, and `sources` says so; `predict` wants
+    some of them stated.
+
     Args:
-        path: ONNX file, or the name of a shipped model.
+        path: What `predict` takes for a model.
+        tile_size: Side of a tile in pixels, where the graph leaves it free.
+        **stated: See `ContractKeywords`.
 
     Raises:
         ModelError: If it is no usable model.
     """
-    file = resolve_model(path)
-    predictor = load_predictor(file, SessionOptions(provider="cpu", threads=1))
-    header = read_header(file)
+    predictor = load_predictor(
+        resolve_model(path),
+        SessionOptions(provider="cpu", threads=1),
+        stated=_stated(stated),
+        tile_size=tile_size,
+        for_use=False,
+    )
+    header = read_header(predictor.path)
     return ModelInfo(
-        path=file,
+        path=predictor.path,
         manifest=predictor.manifest,
+        sources=predictor.contract.sources,
+        tensors=predictor.contract.form,
         opset=header.opset,
         ir_version=header.ir_version,
         inputs=tuple((i.name, i.type, tuple(i.shape)) for i in predictor.session.get_inputs()),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cegate_geo.cli.predict import NumberList, WordList
+from cegate_geo.cli.predict import CONTRACT_NAMES, NumberList, WordList, contract_options
 
 if TYPE_CHECKING:
     from cegate_geo.domain.confusion import Metrics
@@ -38,7 +38,9 @@ class PixelRange(click.ParamType[Any]):
 @click.option("--label-class", help="Class of polygons without a field. Default: the last class.")
 @click.option("--background", help="Class where no polygon is, or 'ignore'. Default: the first class.")
 @click.option("--remap", multiple=True, metavar="VALUE=CLASS", help="What a value in the labels means, or 'ignore'.")
-@click.option("--class", "classes", multiple=True, metavar="NAME", help="Classes of a MASK that does not name them.")
+@click.option(
+    "--class", "mask_classes", multiple=True, metavar="NAME", help="Classes of a MASK that does not name them."
+)
 @click.option("--aoi", metavar="FILE[|LAYER]", help="Polygons of the area that is labelled.")
 @click.option("--rows", type=PixelRange(), metavar="FIRST:END", help="Only these rows.")
 @click.option("--cols", type=PixelRange(), metavar="FIRST:END", help="Only these columns.")
@@ -46,12 +48,21 @@ class PixelRange(click.ParamType[Any]):
 @click.option(
     "--nodata", type=NumberList(), default=(), metavar="V[,V,V]", help="Value of unflagged holes of --images."
 )
+@click.option(
+    "--resample",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="When --model sees --images at its own GSD, as in predict.",
+)
 @click.option("--force", is_flag=True, help="Evaluate --model although the GSD is far from the model's.")
+@contract_options
 @click.option("--json", "target", metavar="OUT", help="Write the figures as JSON to a file, or to stdout for '-'.")
 def command(mask: Path | None, *, model: str | None, images: str | None, target: str | None, **given: Any) -> None:
     """Compare MASK, or what --model predicts on --images, with --labels.
 
-    Pixels without label or prediction do not count. A class raster has to lie on exactly the same grid.
+    Pixels without label or prediction do not count. A class raster has to lie on exactly the same grid. The options
+    from --classes to --dtype state the contract of a --model that does not say it, as in cegate-geo predict.
     """
     from cegate_geo.domain.legend import Legend
     from cegate_geo.train.evaluate import LabelKeywords, evaluate_mask, evaluate_model
@@ -65,10 +76,10 @@ def command(mask: Path | None, *, model: str | None, images: str | None, target:
     options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment]
     options["remap"] = {value: name for value, _, name in pairs}
     if model is not None and images is not None:
-        predicting: Any = {k: given[k] for k in ("bands", "nodata", "force")}
+        predicting: Any = {k: given[k] for k in ("bands", "nodata", "resample", "force", *CONTRACT_NAMES)}
         metrics = evaluate_model(model, images, given["labels"], predicting=predicting, **options)
     elif mask is not None:
-        legend = Legend.from_names(given["classes"]) if given["classes"] else None
+        legend = Legend.from_names(given["mask_classes"]) if given["mask_classes"] else None
         metrics = evaluate_mask(mask, given["labels"], legend=legend, **options)
     _report(metrics, target)
 

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from cegate_geo.cli.predict import contract_options
 from cegate_geo.errors import InputError
+
+MODEL_SUFFIXES = (".onnx", ".emd", ".json")
 
 
 @click.command("info", short_help="Say what a model, a raster or a run is.")
 @click.argument("file", metavar="FILE|NAME|RUN/")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def command(file: str, *, as_json: bool) -> None:
-    """Describe an ONNX model (or the NAME of a shipped one), a raster, or the folder of a run."""
+@click.option("--tile-size", type=int, metavar="PX", help="Side of a tile, where a model leaves it free.")
+@contract_options
+def command(file: str, *, as_json: bool, **stated: Any) -> None:
+    """Describe a model (ONNX, .emd, STAC MLM item, or the NAME of a shipped one), a raster, or the folder of a run.
+
+    Of a model that carries no manifest it says where each part of its contract was found; the options from --classes
+    on are those of cegate-geo predict.
+    """
     path = Path(file)
     if path.is_dir():
         facts = describe_run(path)
-    elif path.suffix.lower() == ".onnx" or (not path.exists() and "/" not in file and not path.suffix):
-        facts = describe_model_file(file)
+    elif path.suffix.lower() in MODEL_SUFFIXES or (not path.exists() and "/" not in file and not path.suffix):
+        facts = describe_model_file(file, **stated)
     else:
         facts = describe_raster(file)
     click.echo(json.dumps(facts, ensure_ascii=False) if as_json else "\n".join(_lines(facts)))
 
 
-def describe_model_file(file: str) -> dict[str, Any]:
-    """A model's contract and graph, as JSON values."""
+def describe_model_file(file: str, **stated: Any) -> dict[str, Any]:
+    """A model's contract and graph, as JSON values; `stated` as in `api.describe_model`."""
     from cegate_geo.api import describe_model
 
-    info = describe_model(file)
+    info = describe_model(file, **stated)
     manifest = json.loads(info.manifest.to_json())
     tensors = {
         kind: [{"name": name, "type": dtype, "shape": list(shape)} for name, dtype, shape in values]
@@ -44,6 +54,8 @@ def describe_model_file(file: str) -> dict[str, Any]:
         "opset": info.opset,
         "ir_version": info.ir_version,
         **tensors,
+        "contract": dict(info.sources) or {"all": "manifest"},
+        "tensors": dataclasses.asdict(info.tensors) if info.tensors else None,
         "file": {"path": str(info.path), "bytes": info.path.stat().st_size},
     }
 

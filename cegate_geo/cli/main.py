@@ -27,6 +27,7 @@ from cegate_geo.errors import (
     CegateWarning,
     RuntimeMissingError,
 )
+from cegate_geo.infer.progress import LEFT_BEHIND
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("cegate_geo.cli.predict", "Predict a scene into a georeferenced mask."),
@@ -214,7 +215,7 @@ def _leave(code: int) -> int:
     except (BrokenPipeError, ValueError):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if any(t.name == "cegate-finish" for t in threading.enumerate()):
+    if any(t.name == LEFT_BEHIND for t in threading.enumerate()):
         with suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code)

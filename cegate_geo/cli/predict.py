@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,33 @@ class WordList(click.ParamType[Any]):
         return words
 
 
+CONTRACT_OPTIONS = (
+    click.option("--classes", type=WordList(), default=(), metavar="NAME,NAME", help="Names, in the output's order."),
+    click.option("--scale", type=NumberList(), default=(), metavar="V[,V,V]", help="Divide values by it, e.g. 255."),
+    click.option("--mean", type=NumberList(), default=(), metavar="V[,V,V]", help="Subtract it, after --scale."),
+    click.option("--std", type=NumberList(), default=(), metavar="V[,V,V]", help="Divide by it, after --mean."),
+    click.option("--gsd-m", type=float, metavar="M", help="Metres per pixel that the model was trained at."),
+    click.option("--output-kind", type=click.Choice(["probabilities", "logits", "class-map"]), help="What it gives."),
+    click.option("--threshold", type=float, metavar="0..1", help="Least probability for any class but the first."),
+    click.option("--head", default="", metavar="NAME", help="The output to use, where there are several."),
+    click.option("--dtype", type=click.Choice(["uint8", "uint16", "float32"]), help="Rasters that it was trained on."),
+)
+"""State the contract of a model that does not say it itself."""
+CONTRACT_NAMES = ("classes", "scale", "mean", "std", "gsd_m", "output_kind", "threshold", "head", "dtype")
+"""Their parameters."""
+
+
+def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of CONTRACT_OPTIONS to a command."""
+    for option in reversed(CONTRACT_OPTIONS):
+        command = option(command)
+    return command
+
+
 @click.command("predict", short_help="Predict a scene into a georeferenced mask.")
 @click.argument("scene")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Mask to write, a .tif.")
-@click.option("-m", "--model", help="ONNX file, or the name of a shipped model. Default: the shipped demo model.")
+@click.option("-m", "--model", metavar="FILE|NAME", help="ONNX file, .emd or STAC MLM item, or a shipped model's name.")
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write: .gpkg or .fgb.")
 @click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Leave out smaller polygons.")
 @click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability to write, a .tif.")
@@ -70,6 +94,20 @@ class WordList(click.ParamType[Any]):
 @click.option("--invert-aoi", is_flag=True, help="Predict only outside of --aoi.")
 @click.option("--bands", type=WordList(), default=(), metavar="1,2,3|NAMES", help="Bands, in the model's order.")
 @click.option("--nodata", type=NumberList(), default=(), metavar="V[,V,V]", help="Value of holes without a flag.")
+@click.option(
+    "--gsd",
+    type=click.Choice(["source", "model"]),
+    default="source",
+    show_default=True,
+    help="Grid of the outputs: the scene's, or one of the model's GSD.",
+)
+@click.option(
+    "--resample",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="When the model sees the scene at its own GSD. auto: outside of its range.",
+)
 @click.option("--tile-size", type=int, metavar="PX", help="Side of a tile, where the model leaves it free.")
 @click.option("--halo", type=int, metavar="PX", help="Context on each side of a tile. Default: the model's.")
 @click.option("--stitch", type=click.Choice(["blend", "crop"]), default="blend", show_default=True)
@@ -81,6 +119,7 @@ class WordList(click.ParamType[Any]):
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
+@contract_options
 @click.pass_obj
 def command(
     state: dict[str, Any], /, scene: str, output: Path, *, batch_size: str, events: str | None, **given: Any
@@ -88,6 +127,15 @@ def command(
     """Predict SCENE, any raster that GDAL opens, into a class mask on the same grid.
 
     The mask is a cloud-optimised GeoTIFF with class colours and names. It appears when it is complete or not at all.
+
+    Without --model the shipped demo model runs. Models exported by cegate-geo carry their contract. Those of Deepness,
+    GeoDeep, geoai and ArcGIS (.emd, ONNX only) and STAC MLM items run by theirs; cegate-geo info shows it. The options
+    from --classes on state what a file does not say, and go before what it says: a bare ONNX file needs --classes and
+    --scale at least.
+
+    A scene whose pixels lie outside of the model's range of metres per pixel is resampled for the model as it is read,
+    and probabilities go back to the scene's pixels before a class is chosen. More than 8 times outside it is refused
+    without --force; pixels that much coarser are then used as they are, unless --resample always.
     """
     from cegate_geo.api import predict
 
@@ -115,6 +163,12 @@ def _summary(result: Any) -> str:
     lines = [
         f"{result.output}  ({run} tiles, {result.skipped_tiles} skipped, {result.seconds:.1f} s, {result.provider})"
     ]
+    if result.resampled is not None:
+        size = result.resampled
+        lines.append(
+            f"the model saw {size['width']:,} x {size['height']:,} px of {size['x_m']:.3g} x {size['y_m']:.3g} m; "
+            f"outputs lie on the {'scene' if size['grid'] == 'source' else 'model'}'s grid"
+        )
     total = max(1, sum(c.pixels for c in result.classes))
     for c in result.classes:
         area = "" if c.area_m2 is None else f"  {c.area_m2:,.1f} m²"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,7 +20,8 @@ METADATA_KEY = "cegate_geo"
 SCHEMA_VERSION = 1
 
 InputScaling = Literal["unit", "none"]
-OutputKind = Literal["probabilities", "logits", "class-map"]
+OutputKind = Literal["probabilities", "logits", "class-map", "undecided"]
+"""'undecided' never stands in a file: a model of another tool that does not say what it gives, before it saw a tile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,17 +29,19 @@ class Manifest:
     """What a model expects and gives.
 
     Tensor contract: one input, float32 (N, C, S, S), fed with `dtype` values times `1 / input_maximum` where `scaling`
-    is "unit"; one output, float32 (N, K, S, S). Normalisation is part of the graph.
+    is "unit"; one output, float32 (N, K, S, S). Normalisation is part of the graph in our own exports, so `clip`,
+    `mean` and `std` are empty there; how the tensors of other tools differ stands in `domain.contract.TensorForm`.
     """
 
     name: str
     legend: Legend
     bands: tuple[str, ...]
     """Names of the input channels in order, for example ("red", "green", "blue")."""
-    gsd_m: float
-    """Ground sampling distance that the model was trained at, in metres per pixel."""
-    gsd_range_m: tuple[float, float]
-    """Smallest and largest GSD that it saw (multi-scale training included)."""
+    gsd_m: float | None
+    """Ground sampling distance that the model was trained at, in metres per pixel; None only where a model of another
+    tool does not say."""
+    gsd_range_m: tuple[float, float] | None
+    """Smallest and largest GSD that it saw (multi-scale training included); None together with `gsd_m`."""
     tile_size: int
     """Side S of the input in pixels."""
     halo: int
@@ -47,6 +51,15 @@ class Manifest:
     input_maximum: float = 255.0
     """Raster value that becomes 1.0 where `scaling` is "unit"."""
     scaling: InputScaling = "unit"
+    clip: tuple[tuple[float, float], ...] = ()
+    """Smallest and largest raster value of each band; what lies beyond is set to them first. Infinite (null in JSON)
+    for no limit on one side, empty for none at all."""
+    mean: tuple[float, ...] = ()
+    """Subtracted from each band after `scaling`, before the division by `std`. Empty for none."""
+    std: tuple[float, ...] = ()
+    threshold: float | None = None
+    """Pixels whose winner is less probable than this become the first class; a model of one class (its graph gives one
+    channel) finds it where its probability is this or more. None: the most probable class wins."""
     output: OutputKind = "probabilities"
     size_multiple: int = 1
     """Sides other than `tile_size` must be multiples of it, where the graph's sides are dynamic at all."""
@@ -68,12 +81,27 @@ class Manifest:
         problems = [
             (not self.bands, f"bands={self.bands} is empty"),
             (len(set(self.bands)) != len(self.bands), f"bands={self.bands} has a name twice"),
-            (self.gsd_m <= 0, f"gsd_m={self.gsd_m} is not positive"),
-            (not 0 < self.gsd_range_m[0] <= self.gsd_range_m[1], f"gsd_range_m={self.gsd_range_m} is no range"),
+            ((self.gsd_m is None) != (self.gsd_range_m is None), "only one of gsd_m and gsd_range_m is known"),
+            (self.gsd_m is not None and not 0 < self.gsd_m < math.inf, f"gsd_m={self.gsd_m} is not positive"),
+            (not _is_range(self.gsd_range_m), f"gsd_range_m={self.gsd_range_m} is no range"),
             (self.tile_size < 1, f"tile_size={self.tile_size} is not positive"),
             (not 0 <= 2 * self.halo < max(self.tile_size, 1), f"halo={self.halo} leaves no core in {self.tile_size}"),
             (self.input_maximum <= 0, f"input_maximum={self.input_maximum} is not positive"),
             (self.size_multiple < 1, f"size_multiple={self.size_multiple} is not positive"),
+            *(
+                (
+                    len(values) not in (0, len(self.bands)),
+                    f"{name} has {len(values)} entries for {len(self.bands)} bands",
+                )
+                for name, values in (("clip", self.clip), ("mean", self.mean), ("std", self.std))
+            ),
+            (any(not low < high for low, high in self.clip), f"clip={self.clip} holds no ranges"),
+            (not all(map(math.isfinite, self.mean)), f"mean={self.mean} holds something that is no number"),
+            (not all(0 < value < math.inf for value in self.std), f"std={self.std} is not positive"),
+            (
+                self.threshold is not None and not 0 <= self.threshold <= 1,
+                f"threshold={self.threshold} is no probability",
+            ),
         ]
         for wrong, message in problems:
             if wrong:
@@ -83,6 +111,7 @@ class Manifest:
         """The manifest as one JSON object. Law: `from_json(m.to_json()) == m`."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         table["legend"] = [{"id": c.id, "name": c.name, "color": list(c.color)} for c in self.legend]
+        table["clip"] = [[limit if math.isfinite(limit) else None for limit in limits] for limits in self.clip]
         table["parity"], table["provenance"] = dict(self.parity), dict(self.provenance)
         return json.dumps({"schema": SCHEMA_VERSION, **table}, sort_keys=True)
 
@@ -104,10 +133,15 @@ class Manifest:
             table["legend"] = Legend(
                 tuple(LegendClass(id=c["id"], name=c["name"], color=tuple(c["color"])) for c in table["legend"])
             )
-            for key in ("bands", "gsd_range_m", "modules_kept"):
-                table[key] = tuple(table[key])
+            for key in ("bands", "gsd_range_m", "modules_kept", "mean", "std"):
+                if table.get(key) is not None:
+                    table[key] = tuple(table[key])
+            table["clip"] = tuple(
+                (-math.inf if low is None else low, math.inf if high is None else high)
+                for low, high in table.get("clip", ())
+            )
             return cls(**table)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"The manifest can't be read: {error!r}.", hint="Export the model again, or pass options that state it."
             ) from error
@@ -120,7 +154,7 @@ class Manifest:
         shared: dict[str, Any] = {
             "model_type": "Segmentor",
             "class_names": {str(n): c.name for n, c in enumerate(self.legend)},
-            "resolution": round(self.gsd_m * 100, 4),
+            **({} if self.gsd_m is None else {"resolution": round(self.gsd_m * 100, 4)}),
             "tile_size": self.tile_size,
             "tiles_size": self.tile_size,
             "tiles_overlap": round(100 * 2 * self.halo / self.tile_size),
@@ -128,3 +162,7 @@ class Manifest:
             "seg_small_segment": 0,
         }
         return {METADATA_KEY: self.to_json(), **{key: json.dumps(value) for key, value in shared.items()}}
+
+
+def _is_range(limits: tuple[float, float] | None) -> bool:
+    return limits is None or 0 < limits[0] <= limits[1]

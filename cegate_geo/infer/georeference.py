@@ -6,13 +6,15 @@ interpretation would ruin class ids.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from affine import Affine
+from rasterio.control import GroundControlPoint
 from rasterio.errors import NotGeoreferencedWarning
 
 from cegate_geo.domain.grid import RasterGrid
@@ -77,6 +79,29 @@ class Georeference:
         """The pixel grid; without CRS where only control points say where it lies."""
         crs = None if self.gcps or not self.crs else self.crs.to_wkt()
         return RasterGrid(crs_wkt=crs, transform=self.transform, shape=self.shape)
+
+    def rescaled(self, shape: tuple[int, int]) -> Georeference:
+        """The same ground in a grid of another shape.
+
+        Law: the corners of both grids lie on the same places, by transform, control points and RPCs alike.
+        """
+        down, right = self.shape[0] / shape[0], self.shape[1] / shape[1]
+        points = [
+            GroundControlPoint(row=p.row / down, col=p.col / right, x=p.x, y=p.y, z=p.z, id=p.id, info=p.info)
+            for p in self.gcps
+        ]
+        rpcs = copy.copy(self.rpcs)
+        if rpcs is not None:
+            # RPCs count from the centre of the first pixel, transforms and control points from its corner.
+            rpcs.line_off, rpcs.line_scale = (rpcs.line_off + 0.5) / down - 0.5, rpcs.line_scale / down
+            rpcs.samp_off, rpcs.samp_scale = (rpcs.samp_off + 0.5) / right - 0.5, rpcs.samp_scale / right
+        return replace(
+            self,
+            transform=self.transform @ Affine.scale(right, down) if self.kind == "transform" else self.transform,
+            shape=shape,
+            gcps=tuple(points),
+            rpcs=rpcs,
+        )
 
     def creation(self) -> dict[str, Any]:
         """What `rasterio.open(..., "w")` needs to know about it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,18 @@ from cegate_geo.infer.georeference import Georeference
 
 REFUSED_FACTOR = 8
 """How many times coarser or finer than the model's range a scene is refused."""
+TOLERANCE = 1.001
+"""Up to this factor beyond the range a GSD counts as within: it is measured at the scene's centre only."""
 LATTICE_STEP = 64
 """Pixels between the points at which pixel areas are computed; between them they are interpolated."""
 LATTICE_DEGREES = 0.05
 """The same in degrees: for coarse pixels the lattice is denser."""
 
 FloatArray = npt.NDArray[np.float64]
+GridChoice = Literal["source", "model"]
+"""Where outputs lie: on the scene's grid, or on one of the model's GSD."""
+ResampleMode = Literal["auto", "always", "never"]
+"""When a scene is resampled to the model's GSD: where its own lies outside of the model's range, always, never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,29 +149,106 @@ def measure(georeference: Georeference) -> GroundMeasure | None:
     return None
 
 
-def check_gsd(ground: GroundMeasure | None, manifest: Manifest, *, force: bool = False) -> float | None:
+def check_gsd(
+    ground: GroundMeasure | None, manifest: Manifest, *, force: bool = False, is_resampled: bool = False
+) -> float | None:
     """Compare the scene's GSD with the model's range, warn outside of it. Gives the GSD in metres, if known.
 
+    Where the model does not say its own there is nothing to compare; loading it has warned of that.
+
+    Args:
+        ground: How large the scene's pixels are; None where that is unknown.
+        manifest: The model's contract.
+        force: Warn only, however far off it is.
+        is_resampled: Whether the model will see the scene at its own GSD all the same.
+
     Raises:
-        InputError: If it is more than REFUSED_FACTOR times off and not forced.
+        InputError: If it is more than REFUSED_FACTOR times off along an axis and not forced.
     """
+    if manifest.gsd_range_m is None:
+        return ground.size().gsd_m if ground else None
     low, high = manifest.gsd_range_m
     if ground is None:
         warnings.warn(
-            f"The scene's ground sampling distance is unknown; the model was made for {low:g} to {high:g} m per pixel.",
+            f"The scene's ground sampling distance is unknown; the model was made for {low:g} to {high:g} m per pixel. "
+            "Nothing is resampled.",
             GsdWarning,
             stacklevel=2,
         )
         return None
-    gsd = ground.size().gsd_m
-    factor = max(gsd / high, low / gsd)
-    text = f"The scene has {gsd:.3g} m per pixel, the model was made for {low:g} to {high:g} m"
-    mend = f"Resample the scene first: gdalwarp -tr with {manifest.gsd_m:g} m in the CRS's units"
-    if factor > REFUSED_FACTOR and not force:
-        raise InputError(f"{text}: {factor:.0f} times off.", hint=f"{mend}. --force predicts anyway.")
-    if factor > 1.001:
-        warnings.warn(f"{text}; results may be poor. {mend}.", GsdWarning, stacklevel=2)
-    return gsd
+    size = ground.size()
+    coarser, finer = factors(size, manifest.gsd_range_m)
+    text = f"The scene has {_metres(size)} m per pixel, the model was made for {low:.3g} to {high:.3g} m"
+    if max(coarser, finer) > REFUSED_FACTOR and not force:
+        raise InputError(
+            f"{text}: {max(coarser, finer):.0f} times off.",
+            hint="Use a model for such scenes, or adapt one. --force predicts anyway.",
+        )
+    if max(coarser, finer) > TOLERANCE:
+        if not is_resampled:
+            ending = "results may be poor. --resample always runs it at the model's GSD."
+        elif coarser > TOLERANCE:
+            ending = f"it is resampled to {manifest.gsd_m:.3g} m, but detail that its pixels do not hold stays missing."
+        else:
+            ending = f"it is resampled to {manifest.gsd_m:.3g} m. --resample never runs it as it is."
+        warnings.warn(f"{text}; {ending}", GsdWarning, stacklevel=2)
+    return size.gsd_m
+
+
+def factors(size: GroundSize, limits_m: tuple[float, float]) -> tuple[float, float]:
+    """How many times a scene's pixels are coarser, and finer, than a model's range, by the worse axis.
+
+    Within the range both are 1 or less.
+    """
+    low, high = limits_m
+    return max(size.x_m, size.y_m) / high, low / min(size.x_m, size.y_m)
+
+
+def model_shape(
+    ground: GroundMeasure | None,
+    manifest: Manifest,
+    shape: tuple[int, int],
+    *,
+    resample: ResampleMode = "auto",
+) -> tuple[int, int] | None:
+    """The shape of a scene's grid at the model's GSD; None where the model is to see the scene as it is.
+
+    With "auto" that is so where both axes lie within the model's range, and where one is more than REFUSED_FACTOR times
+    coarser: so many pixels would have to be made up from each that the result would cost much and mean nothing.
+
+    Args:
+        ground: How large the scene's pixels are; None where that is unknown: then nothing is resampled.
+        manifest: The model's contract.
+        shape: (height, width) of the scene.
+        resample: "always" and "never" do so whatever the GSD.
+
+    Raises:
+        InputError: If it is to be resampled always, and the model does not say its GSD.
+    """
+    if manifest.gsd_m is None or manifest.gsd_range_m is None:
+        if resample == "always":
+            raise InputError(
+                f"{manifest.name} does not say for which GSD it was made, so nothing can be resampled to it.",
+                hint="State it with --gsd-m, or leave out --resample always and --gsd model.",
+            )
+        return None
+    if ground is None or resample == "never":
+        return None
+    size, gsd_m = ground.size(), manifest.gsd_m
+    coarser, finer = factors(size, manifest.gsd_range_m)
+    if resample == "auto" and (max(coarser, finer) <= TOLERANCE or coarser > REFUSED_FACTOR):
+        return None
+    height, width = (
+        max(1, round(pixels * metres / gsd_m)) for pixels, metres in zip(shape, (size.y_m, size.x_m), strict=True)
+    )
+    return None if (height, width) == tuple(shape) else (height, width)
+
+
+def _metres(size: GroundSize) -> str:
+    """Metres per pixel for people: one number, or two where the axes differ."""
+    if abs(size.x_m / size.y_m - 1) < 0.01:
+        return f"{size.gsd_m:.3g}"
+    return f"{size.x_m:.3g} x {size.y_m:.3g}"
 
 
 def describe(ground: GroundMeasure | None) -> dict[str, Any] | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from cegate_geo.domain.contract import StatedContract
 from cegate_geo.errors import InputError
+from cegate_geo.infer.gsd import GridChoice, ResampleMode
 from cegate_geo.infer.tiles import StitchMode
 
 DEFAULT_MEMORY_MB = 512
@@ -33,6 +35,12 @@ class PredictOptions:
     """Band numbers (from 1) or names, one for each of the model's bands."""
     nodata: tuple[float, ...] = ()
     """Value of unflagged holes, one for all bands or one for each."""
+    gsd: GridChoice = "source"
+    """Grid of the outputs: the scene's, or the one at the model's GSD, which asks for `resample="always"`."""
+    resample: ResampleMode = "auto"
+    """When the model sees the scene resampled to its own GSD: where the scene's lies outside of the model's range (but
+    never where it is more than 8 times coarser), always, or never. A scene that does not say how large its pixels are
+    is never resampled."""
     tile_size: int | None = None
     """Side of a tile in pixels; None for the model's own."""
     halo: int | None = None
@@ -49,6 +57,13 @@ class PredictOptions:
     overwrite: bool = False
     force: bool = False
     """Predict although the scene's GSD is far from the model's."""
+    stated: StatedContract = field(default_factory=StatedContract)
+    """What the user says of a model that does not say it itself."""
+
+    @property
+    def resample_mode(self) -> ResampleMode:
+        """When to resample, with what `gsd` implies."""
+        return "always" if self.gsd == "model" else self.resample
 
     def __post_init__(self) -> None:
         checks = [
@@ -59,6 +74,12 @@ class PredictOptions:
             (self.threads >= 0, f"threads={self.threads} is negative"),
             (self.max_memory_mb >= 64, f"max_memory_mb={self.max_memory_mb} is less than 64"),
             (not self.invert_aoi or self.aoi is not None, "invert_aoi is set, but there is no aoi"),
+            (self.gsd in ("source", "model"), f"gsd={self.gsd!r} is neither 'source' nor 'model'"),
+            (self.resample in ("auto", "always", "never"), f"resample={self.resample!r} is not known"),
+            (
+                (self.gsd, self.resample) != ("model", "never"),
+                "gsd='model' asks for another grid than the scene's, resample='never' forbids it",
+            ),
             (self.stitch in ("blend", "crop"), f"stitch={self.stitch!r} is neither 'blend' nor 'crop'"),
             (self.provider in ("auto", "cpu", "cuda"), f"provider={self.provider!r} is not known"),
         ]
@@ -101,6 +122,9 @@ class PredictResult:
     provider: str
     model: str
     model_sha256: str
+    resampled: Mapping[str, Any] | None = None
+    """Where the model saw the scene resampled: `width`, `height`, `x_m` and `y_m` of that grid, and which `grid` the
+    outputs lie on, "source" or "model"."""
     vector: Path | None = None
     confidence: Path | None = None
     probabilities: Path | None = None
@@ -119,6 +143,7 @@ class PredictResult:
         return {
             "output": str(self.output),
             "grid": dict(self.grid),
+            "resampled": None if self.resampled is None else dict(self.resampled),
             "classes": classes,
             **paths,
             **{name: getattr(self, name) for name in names},

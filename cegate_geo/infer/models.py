@@ -45,4 +45,6 @@ def resolve_model(model: str | Path) -> Path:
     if str(model) in shipped:
         return shipped[str(model)]
     names = f" Shipped models: {', '.join(shipped)}." if shipped else ""
-    raise ModelError(f"There is no model {model}.", hint=f"Give the path of an ONNX file.{names}")
+    raise ModelError(
+        f"There is no model {model}.", hint=f"Give the path of an ONNX file, an .emd or a STAC MLM item.{names}"
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,22 @@ import rasterio
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import InputError, ModelError
+from cegate_geo.errors import InputError
 from cegate_geo.infer import budget
-from cegate_geo.infer.assemble import Assembler, Band
+from cegate_geo.infer.assemble import Assembler, Band, Canvas, Restorer
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
-from cegate_geo.infer.feed import Area, Batch, Feed, InputForm
-from cegate_geo.infer.gsd import GroundMeasure, check_gsd, measure
+from cegate_geo.infer.class_rule import ClassRule
+from cegate_geo.infer.feed import Batch, Feed, InputForm, middle_tile
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
+from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.streams import Prefetch, Worker
 from cegate_geo.infer.tally import Tally
-from cegate_geo.infer.tiles import TilePlan
+from cegate_geo.infer.tiles import TilePlan, column_shards
+from cegate_geo.infer.view import Shard, View, settle_view
 from cegate_geo.infer.writer import (
     BLOCK_SIZE,
     RasterKind,
@@ -50,18 +53,21 @@ class Run:
 
     options: PredictOptions
     predictor: Predictor
-    scene: Scene
+    view: View
     plan: TilePlan
-    ground: GroundMeasure | None
-    area: Area | None
-    shards: tuple[Window, ...]
+    shards: tuple[Shard, ...]
     form: InputForm
+
+    @property
+    def scene(self) -> Scene:
+        """What is predicted."""
+        return self.view.scene
 
     @property
     def tiles(self) -> int:
         """Tiles of all shards."""
-        rows, cols = self.plan.rows, self.plan.cols
-        return sum(len(rows.over(s.row_off, s.row_end)) * len(cols.over(s.col_off, s.col_end)) for s in self.shards)
+        rows, cols, regions = self.plan.rows, self.plan.cols, [s.region for s in self.shards]
+        return sum(len(rows.over(r.row_off, r.row_end)) * len(cols.over(r.col_off, r.col_end)) for r in regions)
 
 
 @contextmanager
@@ -83,14 +89,17 @@ def predict_scene(
     predictor = load_predictor(
         model,
         SessionOptions(provider=options.provider, require_gpu=options.require_gpu, threads=options.threads),
+        stated=options.stated,
+        tile_size=options.tile_size,
     )
+    bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(),
-        closing(Scene(scene_path, predictor.manifest, bands=options.bands, nodata=options.nodata)) as scene,
+        closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
-        run = settle(scene, predictor, options)
-        tally = Tally(predictor.manifest.legend, run.ground)
-        sha256 = file_sha256(model)
+        run = decide(settle(scene, predictor, options))
+        tally = Tally(predictor.manifest.legend, run.view.ground)
+        sha256 = file_sha256(predictor.path)
         with job_folder(output) as job:
             monitor.start(run.tiles)
             skipped = _predict_shards(run, job, tally, monitor, tags=_tags(run, sha256))
@@ -102,13 +111,14 @@ def predict_scene(
         output=output,
         grid=_describe_grid(run),
         classes=tally.shares(),
-        nodata_pixels=run.plan.shape[0] * run.plan.shape[1] - tally.pixels,
+        nodata_pixels=run.view.georeference.shape[0] * run.view.georeference.shape[1] - tally.pixels,
         tiles=run.tiles,
         skipped_tiles=skipped,
         seconds=round(time.monotonic() - started, 3),
         provider=predictor.provider,
         model=str(model),
         model_sha256=sha256,
+        resampled=run.view.describe(),
         vector=options.vector,
         confidence=options.confidence,
         probabilities=options.probabilities,
@@ -117,76 +127,63 @@ def predict_scene(
 
 
 def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
-    """Plan tiles and shards; warn of or refuse what does not fit."""
-    manifest = predictor.manifest
-    ground = measure(scene.georeference)
-    check_gsd(ground, manifest, force=options.force)
+    """Plan grids, tiles and shards; warn of or refuse what does not fit."""
+    manifest, legend = predictor.manifest, predictor.manifest.legend
+    view = settle_view(scene, manifest, gsd=options.gsd, resample=options.resample_mode, force=options.force)
     if options.vector is not None:
         from cegate_geo.infer.vectorize import check_vector
 
-        check_vector(scene.georeference, ground, options.min_area_m2)
+        check_vector(view.georeference, view.ground, options.min_area_m2)
     halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
     if 2 * halo >= size:
         raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")
     plan = TilePlan.of_shape(
-        scene.shape,
-        tile_shape=_tile_shape(predictor, scene.shape, options.tile_size),
+        view.tile_grid,
+        tile_shape=predictor.tile_shape(view.tile_grid, asked=options.tile_size),
         halo=halo,
         stitch=options.stitch,
     )
-    area, region = None, Window.of_shape(scene.shape)
+    region = Window.of_shape(view.output_grid)
     if options.aoi is not None:
         from cegate_geo.infer.aoi import read_area
 
-        area = read_area(options.aoi, scene.georeference, invert=options.invert_aoi)
-        region = area.bounds or region
+        area = read_area(options.aoi, view.georeference, invert=options.invert_aoi)
+        view, region = replace(view, asked=area), area.bounds or region
     batch_size = predictor.batch or options.batch_size or (1 if predictor.provider == "cpu" else GPU_BATCH)
     needs = budget.estimate(
         plan,
-        scene,
-        classes=len(manifest.legend),
+        view,
+        classes=len(legend),
         batch_size=batch_size,
         model_bytes=predictor.path.stat().st_size,
-        extra_channels=bool(options.confidence or options.vector)
-        + (len(manifest.legend) if options.probabilities else 0),
+        extra_channels=bool(options.confidence or options.vector) + (len(legend) if options.probabilities else 0),
+        margin=predictor.margin,
     )
     width = budget.shard_width(needs, options.max_memory_mb, least=min(region.width, BLOCK_SIZE))
-    is_unit = manifest.scaling == "unit" and predictor.input_type == np.float32
+    is_unit = manifest.scaling == "unit" and np.issubdtype(predictor.input_type, np.floating)
+    shards = column_shards(view.output_grid, max_width=width, align=BLOCK_SIZE, within=region)
     return Run(
         options=options,
         predictor=predictor,
-        scene=scene,
+        view=view,
         plan=plan,
-        ground=ground,
-        area=area,
-        shards=tuple(plan.column_shards(max_width=width, align=BLOCK_SIZE, within=region)),
+        shards=tuple(view.shard(target) for target in shards),
         form=InputForm(
             batch_size=batch_size,
             dtype=predictor.input_type,
             divisor=manifest.input_maximum if is_unit else 1.0,
+            normalisation=Normalisation.of(manifest),
+            margin=predictor.margin,
         ),
     )
 
 
-def _tile_shape(predictor: Predictor, shape: tuple[int, int], asked: int | None) -> tuple[int, int]:
-    """Height and width of tiles: fixed by the graph, or the manifest's, or what was asked for.
-
-    Where a graph leaves its sides free, a tile is no larger than the scene: then nothing has to be made up.
-    """
-    manifest, sides = predictor.manifest, []
-    for fixed, length in zip(predictor.sides, shape, strict=True):
-        if fixed is not None:
-            if asked not in (None, fixed):
-                raise ModelError(
-                    f"{predictor.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
-                )
-            sides.append(fixed)
-            continue
-        size, multiple = asked or manifest.tile_size, manifest.size_multiple
-        if asked and asked % multiple:
-            raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
-        sides.append(min(size, -(-length // multiple) * multiple))
-    return sides[0], sides[1]
+def decide(run: Run) -> Run:
+    """The run of a model that does not say what it gives, once a tile of the scene has shown it."""
+    if run.predictor.manifest.output != "undecided":
+        return run
+    tile = middle_tile(run.view, run.plan, run.form)
+    return run if tile is None else replace(run, predictor=run.predictor.decided(tile))
 
 
 def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *, tags: dict[str, str]) -> int:
@@ -194,7 +191,7 @@ def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *,
     skipped = 0
     with ExitStack() as stack:
         writers = {
-            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.scene.georeference, kind, tags=tags))
+            name: stack.enter_context(RasterWriter(job.file(f"{name}.tif"), run.view.georeference, kind, tags=tags))
             for name, kind in _kinds(run).items()
         }
 
@@ -207,33 +204,41 @@ def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *,
     return skipped
 
 
-def _predict_shard(run: Run, shard: Window, tally: Tally, monitor: Monitor, *, write: Any) -> int:
+def _predict_shard(run: Run, shard: Shard, tally: Tally, monitor: Monitor, *, write: Callable[[Band], None]) -> int:
     """Predict one shard: reader, session, stitch and writer at the same time, in four threads."""
-    skipped, kinds = 0, _kinds(run)
-    feed = Feed(run.scene, run.plan, shard, form=run.form, area=run.area)
+    skipped = 0
+    feed = Feed(run.view, run.plan, shard, form=run.form)
     with (
         Worker(write, depth=budget.QUEUE_DEPTH, name="write") as writer,
-        Worker(
-            Assembler(
-                run.plan,
-                shard,
-                legend=run.predictor.manifest.legend,
-                tally=tally,
-                emit=writer.put,
-                with_confidence="confidence" in kinds,
-                with_probabilities="probabilities" in kinds,
-            ),
-            depth=budget.QUEUE_DEPTH,
-            name="stitch",
-        ) as stitcher,
+        Worker(_assembler(run, shard, tally, emit=writer.put), depth=budget.QUEUE_DEPTH, name="stitch") as stitcher,
         Prefetch(feed, depth=budget.QUEUE_DEPTH) as batches,
     ):
         for batch in batches:
             monitor.check()
-            stitcher.put((batch, _probabilities(run.predictor, batch)))
+            # One call may take many seconds; nobody who cancels has to wait for it.
+            probabilities = monitor.wait(partial(_probabilities, run.predictor, batch))
+            stitcher.put((batch, probabilities))
             skipped += batch.skipped
             monitor.advance(run=batch.tiles, skipped=batch.skipped)
     return skipped
+
+
+def _assembler(
+    run: Run, shard: Shard, tally: Tally, *, emit: Callable[[Band], None]
+) -> Callable[[tuple[Batch, npt.NDArray[np.float32]]], None]:
+    """What makes bands of the outputs from batches."""
+    kinds, back = _kinds(run), run.view.back
+    canvas = Canvas(
+        run.predictor.manifest.legend,
+        rule=ClassRule.of(run.predictor.contract),
+        tally=tally,
+        emit=emit,
+        with_confidence="confidence" in kinds,
+        with_probabilities="probabilities" in kinds,
+    )
+    if back is None:
+        return Assembler(run.plan, shard.region, canvas=canvas)
+    return Restorer(run.plan, shard, back=back, canvas=canvas)
 
 
 def _probabilities(predictor: Predictor, batch: Batch) -> npt.NDArray[np.float32]:
@@ -265,8 +270,8 @@ def _finish(run: Run, job: JobFolder, output: Path, tally: Tally, monitor: Monit
             scratch,
             confidence=job.file("confidence.tif"),
             legend=run.predictor.manifest.legend,
-            georeference=run.scene.georeference,
-            ground=run.ground,
+            georeference=run.view.georeference,
+            ground=run.view.ground,
             min_area_m2=options.min_area_m2,
             check=monitor.check,
         )
@@ -309,7 +314,11 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,
     }
+    resampled = run.view.describe()
     return {
+        **({"CEGATE_CONTRACT": manifest.to_json()} if run.predictor.contract.form else {}),
+        # Nothing where the model saw the scene as it is.
+        **({} if resampled is None else {"CEGATE_RESAMPLED": json.dumps(resampled, sort_keys=True)}),
         "CEGATE_VERSION": __version__,
         "CEGATE_MODEL": manifest.name,
         "CEGATE_MODEL_SHA256": sha256,
@@ -321,7 +330,7 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
 
 
 def _describe_grid(run: Run) -> dict[str, Any]:
-    reference = run.scene.georeference
+    reference = run.view.georeference
     crs = None
     if reference.crs:
         authority = reference.crs.to_authority()
@@ -331,5 +340,5 @@ def _describe_grid(run: Run) -> dict[str, Any]:
         "transform": list(reference.transform)[:6],
         "width": reference.shape[1],
         "height": reference.shape[0],
-        "gsd_m": run.ground.size().gsd_m if run.ground else None,
+        "gsd_m": run.view.ground.size().gsd_m if run.view.ground else None,
     }

@@ -19,6 +19,8 @@ from cegate_geo.infer.job import VECTOR_FORMATS
 BATCH = 20_000
 """Polygons that are written at once. A FlatGeobuf can't be added to, so all of its polygons wait for the end."""
 LAYER = "segments"
+GPKG_VERSION = "1.2"
+"""Nothing newer is used, and GDAL before 3.7, in QGIS 3.22 for one, warns of files that say 1.4."""
 FIELDS = ("class", "name", "area_m2", "confidence")
 
 
@@ -71,6 +73,7 @@ class PolygonFile:
                     geometry_type="Polygon",
                     crs=self._crs,
                     append=not self._is_new,
+                    dataset_options={"VERSION": GPKG_VERSION} if self._driver == "GPKG" and self._is_new else None,
                 )
         except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError, OSError, RuntimeError) as error:
             raise CegateError(

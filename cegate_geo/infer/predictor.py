@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import warnings
@@ -13,8 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cegate_geo.domain.contract import Contract, Margin, StatedContract
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
-from cegate_geo.errors import ModelError, ProviderWarning, RuntimeMissingError
+from cegate_geo.errors import ContractWarning, ModelError, ProviderWarning, RuntimeMissingError
+from cegate_geo.infer.foreign.decide import kind_of
+from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
+from cegate_geo.infer.foreign.settle import settle
+from cegate_geo.infer.outputs import as_probabilities, channels_first, softmax
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 """Names on the command line → names in onnxruntime."""
@@ -58,7 +64,8 @@ class Predictor:
     """
 
     path: Path
-    manifest: Manifest
+    """The weights."""
+    contract: Contract
     provider: str
     """What really runs, by our name."""
     sides: tuple[int | None, int | None]
@@ -68,31 +75,54 @@ class Predictor:
     input_type: np.dtype[np.generic]
     session: Any = field(repr=False)
 
+    @property
+    def manifest(self) -> Manifest:
+        """What it expects and gives."""
+        return self.contract.manifest
+
+    @property
+    def margin(self) -> Margin:
+        """Pixels of an input, on each side, for which it gives nothing."""
+        return self.contract.form.margin if self.contract.form else Margin()
+
+    def tile_shape(self, shape: tuple[int, int], *, asked: int | None) -> tuple[int, int]:
+        """Height and width of the tiles that it gives for a scene of `shape`, without `margin`.
+
+        Fixed by the graph, or the manifest's, or what was asked for. Where a graph leaves its sides free, a tile is no
+        larger than the scene: then nothing has to be made up.
+
+        Raises:
+            ModelError: If it takes no tiles of the size that is asked for.
+        """
+        sides = []
+        for fixed, length in zip(self.sides, shape, strict=True):
+            if fixed is not None:
+                if asked not in (None, fixed):
+                    raise ModelError(
+                        f"{self.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
+                    )
+                sides.append(fixed)
+                continue
+            size, multiple = asked or self.manifest.tile_size, self.manifest.size_multiple
+            if asked and asked % multiple:
+                raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
+            sides.append(min(size, -(-length // multiple) * multiple))
+        margin = self.margin
+        return sides[0] - margin.top - margin.bottom, sides[1] - margin.left - margin.right
+
     def run(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
-        """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W).
+        """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W); without `margin`, where the model has one.
 
         Raises:
             ModelError: If the model fails, gives another shape than its contract says, or something that is no number.
         """
-        count = len(inputs)
-        if self.batch is not None and count < self.batch:
-            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self.batch - count, axis=0)])
-        try:
-            (raw,) = self.session.run([self.session.get_outputs()[0].name], {self.session.get_inputs()[0].name: inputs})
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            raise ModelError(
-                f"{self.path.name} failed on an input of shape {inputs.shape}: {_first_line(error)}.",
-                hint="Try a smaller --batch-size, or export the model again.",
-            ) from error
-        expected = (len(inputs), len(self.manifest.legend), *inputs.shape[2:])
-        if raw.shape != expected:
-            raise ModelError(
-                f"{self.path.name} gave an output of shape {raw.shape}, its manifest promises {expected}.",
-                hint="Export the model again.",
-            )
-        probabilities: npt.NDArray[np.float32] = raw[:count].astype(np.float32, copy=False)
-        if self.manifest.output == "logits":
-            probabilities = softmax(probabilities)
+        raw, form = self._call(inputs), self.contract.form
+        if form is not None:
+            probabilities = as_probabilities(raw, self.manifest.output, form, self.manifest.legend)
+        else:
+            probabilities = raw.astype(np.float32, copy=False)
+            if self.manifest.output == "logits":
+                probabilities = softmax(probabilities)
         if not np.isfinite(probabilities.sum(dtype=np.float64)):
             raise ModelError(
                 f"{self.path.name} gave values that are no numbers (NaN or infinite).",
@@ -101,22 +131,92 @@ class Predictor:
             )
         return probabilities
 
+    def decided(self, inputs: npt.NDArray[np.generic]) -> Predictor:
+        """This model with what its output means, by what it gives for a real tile (1, C, H, W); says so.
 
-def softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Probabilities over axis 1 of (N, K, H, W)."""
-    power = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: npt.NDArray[np.float32] = power / power.sum(axis=1, keepdims=True)
-    return result
+        Raises:
+            ModelError: If the model fails, or what it gives has to be stated.
+        """
+        raw = self._call(inputs)
+        kind = kind_of(raw, name=self.path.name)
+        warnings.warn(
+            f"{self.path.name} does not say whether it gives probabilities or logits. In one tile of the scene it gave "
+            f"{float(raw.min()):.3g} to {float(raw.max()):.3g}, so they are taken as {kind}; --output-kind states it.",
+            ContractWarning,
+            stacklevel=2,
+        )
+        contract = dataclasses.replace(self.contract, manifest=dataclasses.replace(self.manifest, output=kind))
+        return dataclasses.replace(self, contract=contract)
+
+    def _call(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
+        """What the graph gives, (N, C, h, w)."""
+        count, form = len(inputs), self.contract.form
+        if self.batch is not None and count < self.batch:
+            inputs = np.concatenate([inputs, np.repeat(inputs[-1:], self.batch - count, axis=0)])
+        fed = inputs.transpose(0, 2, 3, 1) if form and form.input_layout == "NHWC" else inputs
+        output = form.output if form else self.session.get_outputs()[0].name
+        try:
+            (raw,) = self.session.run([output], {self.session.get_inputs()[0].name: np.ascontiguousarray(fed)})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            raise ModelError(
+                f"{self.path.name} failed on an input of shape {fed.shape}: {_first_line(error)}.",
+                hint="Try a smaller --batch-size, or export the model again.",
+            ) from error
+        maps = channels_first(raw, form) if form else raw
+        sides = form.output_shape if form else inputs.shape[2:]
+        expected = (len(inputs), form.channels if form else len(self.manifest.legend), *sides)
+        if maps.shape != expected:
+            raise ModelError(
+                f"{self.path.name} gave an output of shape {maps.shape}, its contract promises {expected}.",
+                hint="Export the model again.",
+            )
+        return maps[:count]
 
 
-def load_predictor(path: Path, options: SessionOptions | None = None) -> Predictor:
-    """Load a model file with its manifest.
+def load_predictor(
+    path: Path,
+    options: SessionOptions | None = None,
+    *,
+    stated: StatedContract | None = None,
+    tile_size: int | None = None,
+    for_use: bool = True,
+) -> Predictor:
+    """Load a model file with its contract.
+
+    Args:
+        path: ONNX file; or an `.emd`, a STAC item or a sidecar of geoai that names one.
+        options: How it is to run.
+        stated: What the user states of a model that carries no manifest.
+        tile_size: Side of a tile that the user asks for, in pixels; counts where the graph leaves it free.
+        for_use: Refuse what has to be stated before a model without a manifest can run; else only describe it.
 
     Raises:
-        ModelError: If it is no model, has no manifest, or one that does not fit its graph.
+        ModelError: If it is no model, or its contract is missing, unreadable or does not fit its graph.
+        InputError: If what is stated contradicts the model.
         RuntimeMissingError: If onnxruntime, or the provider that was asked for, is missing.
     """
-    options = options or SessionOptions()
+    options, stated = options or SessionOptions(), stated or StatedContract()
+    path, beside = find_weights(path)
+    session, running = _open_session(path, options)
+    metadata = session.get_modelmeta().custom_metadata_map
+    if METADATA_KEY in metadata:
+        require_no_options(path, stated)
+        return _checked(path, Manifest.from_json(metadata[METADATA_KEY]), session, running)
+    facts, sources = gather(path, metadata, beside, stated)
+    settled = settle(path, session, facts, sources, tile_size=tile_size, for_use=for_use)
+    return Predictor(
+        path=path,
+        contract=settled.contract,
+        provider=_our_name(running),
+        sides=settled.input.shape,
+        batch=settled.input.batch,
+        input_type=settled.input.dtype,
+        session=session,
+    )
+
+
+def _open_session(path: Path, options: SessionOptions) -> tuple[Any, str]:
+    """A session, and the provider that really runs."""
     ort = _onnxruntime()
     names = _provider_names(options, ort.get_available_providers())
     settings = ort.SessionOptions()
@@ -136,8 +236,7 @@ def load_predictor(path: Path, options: SessionOptions | None = None) -> Predict
             ProviderWarning,
             stacklevel=2,
         )
-    manifest = read_manifest(path, session.get_modelmeta().custom_metadata_map)
-    return _checked(path, manifest, session, running)
+    return session, running
 
 
 def _guarded(path: Path, load: Callable[[], Any]) -> Any:
@@ -173,20 +272,6 @@ def _provider_names(options: SessionOptions, available: list[str]) -> list[str]:
     return [name] if name == cpu else [name, cpu]
 
 
-def read_manifest(path: Path, metadata: dict[str, str]) -> Manifest:
-    """The manifest among a model's metadata.
-
-    Raises:
-        ModelError: If there is none, or it can't be read.
-    """
-    if METADATA_KEY not in metadata:
-        raise ModelError(
-            f"{path.name} carries no {METADATA_KEY} manifest: its classes, bands and scaling are unknown.",
-            hint="Export it with cegate-geo export; models of other tools can't be run yet.",
-        )
-    return Manifest.from_json(metadata[METADATA_KEY])
-
-
 def _checked(path: Path, manifest: Manifest, session: Any, running: str) -> Predictor:
     """Compare the graph with its manifest."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -209,16 +294,19 @@ def _checked(path: Path, manifest: Manifest, session: Any, running: str) -> Pred
             hint="Export it again with cegate-geo export --profile portable.",
         )
     batch, _, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
-    names = {name: key for key, name in PROVIDERS.items()}
     return Predictor(
         path=path,
-        manifest=manifest,
-        provider=names.get(running, running),
+        contract=Contract(manifest=manifest),
+        provider=_our_name(running),
         sides=(height, width),
         batch=batch,
         input_type=np.dtype(INPUT_TYPES[inputs[0].type]),
         session=session,
     )
+
+
+def _our_name(provider: str) -> str:
+    return {name: key for key, name in PROVIDERS.items()}.get(provider, provider)
 
 
 def file_sha256(path: Path) -> str:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cegate_geo.errors import CancelledError
 
@@ -24,6 +25,9 @@ class Progress:
     """Seconds left, by what was needed so far; None as long as nothing is known."""
 
 
+T = TypeVar("T")
+LEFT_BEHIND = "cegate-finish"
+"""Name of the threads that may outlive a cancelled job."""
 FINISHING = 0.05
 """Part of the job, by `Progress.fraction`, that comes after the last tile."""
 
@@ -67,23 +71,28 @@ class Monitor:
         if self._cancel is not None and self._cancel():
             raise CancelledError("Cancelled.", hint="Nothing was written.")
 
-    def wait(self, work: Callable[[], None]) -> None:
-        """Run `work`, which can't be interrupted, in another thread, and leave it behind if the job is cancelled."""
+    def wait(self, work: Callable[[], T]) -> T:
+        """Run `work`, which can't be interrupted, in another thread, and leave it behind if the job is cancelled.
+
+        What is left behind goes on to its end and is then forgotten; it may write to the job's folder only.
+        """
+        result: list[T] = []
         failure: list[BaseException] = []
 
         def guarded() -> None:
             try:
-                work()
+                result.append(work())
             except BaseException as error:
                 failure.append(error)
 
-        thread = threading.Thread(target=guarded, name="cegate-finish", daemon=True)
+        thread = threading.Thread(target=guarded, name=LEFT_BEHIND, daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(0.1)
             self.check()
         if failure:
             raise failure[0]
+        return result[0]
 
     def _report(self, fraction: float) -> None:
         if self._progress is None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,16 @@ from cegate_geo.infer.validity import (
 
 MAX_BLOCK_ROWS = 1024
 """Strips are aligned to source blocks up to this height; higher ones are left to GDAL's cache."""
+
+
+class Area(Protocol):
+    """The part of a scene that is asked for."""
+
+    def touches(self, window: Window) -> bool:
+        """Whether any pixel of the window may be asked for; a quick look."""
+
+    def mask(self, window: Window) -> BoolArray:
+        """(H, W), True where a pixel is asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,21 @@ def is_lossy(dataset: Any) -> bool:
 def is_plain_path(name: str) -> bool:
     """Whether a name is a file's path, not one of GDAL's virtual names or a URL."""
     return not name.startswith("/vsi") and ":" not in name.replace(":\\", "").replace(":/", "")
+
+
+class StripSource(Protocol):
+    """What strips are read from: a scene, or one at another GSD."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+
+    @property
+    def block_rows(self) -> int:
+        """Rows that are best read together."""
+
+    def read(self, window: Window) -> Strip:
+        """Read a window."""
 
 
 class Scene:
@@ -219,7 +244,7 @@ class StripReader:
         columns: First and past-the-end column.
     """
 
-    def __init__(self, scene: Scene, columns: tuple[int, int]) -> None:
+    def __init__(self, scene: StripSource, columns: tuple[int, int]) -> None:
         self._scene, self._columns = scene, columns
         self._held: Strip | None = None
 

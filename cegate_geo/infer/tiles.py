@@ -193,16 +193,21 @@ class TilePlan:
         )
 
     def column_shards(self, *, max_width: int, align: int, within: Window | None = None) -> list[Window]:
-        """Cut the raster, or the part `within`, into upright shards of at most `max_width` px, aligned to `align` px.
+        """`column_shards` of the raster that is planned."""
+        return column_shards(self.shape, max_width=max_width, align=align, within=within)
 
-        Shards partition what is cut. Every tile that has weight in a shard is computed for it; results do not depend
-        on how a raster is cut.
-        """
-        whole = within or Window.of_shape(self.shape)
-        step = max(align, max_width // align * align)
-        edges = sorted({whole.col_off, *range(0, self.shape[1], step), whole.col_end})
-        edges = [e for e in edges if whole.col_off <= e <= whole.col_end]
-        return [_window((whole.row_off, whole.row_end), pair) for pair in itertools.pairwise(edges)]
+
+def column_shards(shape: tuple[int, int], *, max_width: int, align: int, within: Window | None = None) -> list[Window]:
+    """Cut a raster of `shape`, or the part `within`, into upright shards of at most `max_width` px, aligned to `align`.
+
+    Shards partition what is cut. Every tile that has weight in a shard is computed for it; results do not depend on how
+    a raster is cut.
+    """
+    whole = within or Window.of_shape(shape)
+    step = max(align, max_width // align * align)
+    edges = sorted({whole.col_off, *range(0, shape[1], step), whole.col_end})
+    edges = [e for e in edges if whole.col_off <= e <= whole.col_end]
+    return [_window((whole.row_off, whole.row_end), pair) for pair in itertools.pairwise(edges)]
 
 
 def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:

@@ -15,7 +15,7 @@ import rasterio
 import shapely
 from rasterio.windows import Window as RasterioWindow
 
-from cegate_geo.api import PredictKeywords, describe_model, predict
+from cegate_geo.api import ContractKeywords, PredictKeywords, describe_model, predict
 from cegate_geo.domain.confusion import ConfusionMatrix, Metrics
 from cegate_geo.domain.grid import RasterGrid
 from cegate_geo.domain.legend import DEFAULT_COLORS, IGNORE_INDEX, Legend, LegendClass, parse_color
@@ -82,7 +82,7 @@ def evaluate_model(
     Only what `rows`, `cols` or `aoi` leave is predicted.
 
     Args:
-        model: ONNX file with a manifest, or the name of a shipped model.
+        model: What `api.predict` takes for a model.
         images: Path or glob pattern of rasters.
         labels: One label file for each raster in sorted order, or one vector file for all.
         predicting: Keywords of `api.predict`, for example bands and nodata.
@@ -93,7 +93,8 @@ def evaluate_model(
         InputError: If a raster can't be used.
         ModelError: If the model can't be used.
     """
-    matrix = ConfusionMatrix(describe_model(model).manifest.legend)
+    stated: Any = {k: v for k, v in (predicting or {}).items() if k in ContractKeywords.__annotations__}
+    matrix = ConfusionMatrix(describe_model(model, **stated).manifest.legend)
     paths = expand(images)
     files = LabelFiles(SourceConfig(images=images, labels=labels, **options), matrix.legend, count=len(paths))
     missing = 0

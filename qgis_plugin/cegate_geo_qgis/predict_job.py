@@ -20,6 +20,8 @@ VECTOR_SUFFIXES = ("gpkg", "fgb")
 """What the engine writes."""
 PROVIDERS = ("auto", "cpu", "cuda")
 STITCHES = ("blend", "crop")
+GRIDS = ("source", "model")
+RESAMPLINGS = ("auto", "always", "never")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class PredictJob:
     min_area_m2: Optional[float] = None
     provider: str = "auto"
     stitch: str = "blend"
+    gsd: str = "source"
+    resample: str = "auto"
     tile_size: Optional[int] = None
     halo: Optional[int] = None
     batch_size: Optional[int] = None
@@ -60,6 +64,8 @@ class PredictJob:
             ("--min-area", None if self.min_area_m2 is None else f"{self.min_area_m2:g}"),
             ("--provider", "" if self.provider == "auto" else self.provider),
             ("--stitch", "" if self.stitch == "blend" else self.stitch),
+            ("--gsd", "" if self.gsd == "source" else self.gsd),
+            ("--resample", "" if self.resample == "auto" else self.resample),
             ("--tile-size", self.tile_size),
             ("--halo", self.halo),
             ("--batch-size", self.batch_size),

@@ -30,8 +30,10 @@ from qgis.core import (
 from .engine_algorithm import EngineAlgorithm
 from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
 from .predict_job import (
+    GRIDS,
     PROVIDERS,
     RASTER_SUFFIXES,
+    RESAMPLINGS,
     STITCHES,
     VECTOR_SUFFIXES,
     PredictJob,
@@ -46,11 +48,16 @@ Parameters = dict[Optional[str], Any]
 Definition = QgsProcessingParameterDefinition
 HELP = """
 <p>Gives each pixel of a scene a class, by an ONNX model. The scene may be of any size: it is read in tiles whose seams
-are blended, with bounded memory. The result lies on the scene's own grid. A cancelled or failed run leaves no result
+are blended, with bounded memory. Pixels that are too large or too small for the model are resampled as they are read.
+The result lies on the scene's own grid, unless asked otherwise. A cancelled or failed run leaves no result
 behind.</p>
 <h3>Model</h3>
-<p>The ONNX file carries what it needs: classes with colours, bands, pixel size, tile size. Left empty, the engine's
-demo model is used: building footprints in drone imagery of 13 to 15 cm.</p>
+<p>A model that cegate-geo exported carries what it needs: classes with colours, bands, pixel size, tile size.
+Segmentation models of Deepness, GeoDeep and geoai run too, by what their files say, and so do an ArcGIS definition
+(.emd, ONNX only) and a STAC item of the MLM extension that lies beside its ONNX file. What such a file leaves open is
+assumed, and the log says so. An ONNX file that says nothing of itself is refused here: run it with cegate-geo predict,
+whose options state its classes and its scaling. Left empty, the engine's demo model is used: building footprints in
+drone imagery of 13 to 15 cm.</p>
 <h3>Results</h3>
 <p><b>Class map</b>: a GeoTIFF with class names and colours; 255 is nodata.<br>
 <b>Polygons</b>: one for each connected area, with class, name, area in m² and mean confidence.<br>
@@ -74,6 +81,14 @@ def _advanced() -> list[tuple[Definition, str]]:
         (
             QgsProcessingParameterEnum("PROVIDER", "Run on", PROVIDERS, False, "auto", False, True),
             "What computes: 'auto' takes the best that is there, and the log says which one ran.",
+        ),
+        (
+            QgsProcessingParameterEnum("GSD", "Grid of the results", GRIDS, False, "source", False, True),
+            "'source': the scene's own pixels; 'model': pixels of the size that the model was made for.",
+        ),
+        (
+            QgsProcessingParameterEnum("RESAMPLE", "Resample the scene", RESAMPLINGS, False, "auto", False, True),
+            "Whether the model sees the scene at its own pixel size. 'auto': where the scene's is outside its range.",
         ),
         (
             _number("TILE_SIZE", "Tile size [px]", lowest=16),
@@ -155,9 +170,10 @@ class SegmentRaster(EngineAlgorithm):
                 "MODEL",
                 "Model (empty: the demo model)",
                 optional=True,
-                fileFilter="ONNX models (*.onnx);;All files (*)",
+                fileFilter="Models (*.onnx *.emd *.json);;All files (*)",
             ),
-            "An ONNX file with its contract inside, as `cegate-geo export` writes it.",
+            "An ONNX file of cegate-geo, Deepness, GeoDeep or geoai, an .emd of ArcGIS (ONNX only), or a STAC item "
+            "of a model. The help says more.",
         )
         self._add(
             QgsProcessingParameterBand("BANDS", "Bands (empty: as the model says)", None, "INPUT", True, True),
@@ -289,6 +305,8 @@ class SegmentRaster(EngineAlgorithm):
             min_area_m2=smallest if vector else None,
             provider=self.parameterAsEnumString(parameters, "PROVIDER", context),
             stitch=self.parameterAsEnumString(parameters, "STITCH", context),
+            gsd=self.parameterAsEnumString(parameters, "GSD", context),
+            resample=self.parameterAsEnumString(parameters, "RESAMPLE", context),
             tile_size=whole("TILE_SIZE"),
             halo=whole("HALO"),
             batch_size=whole("BATCH_SIZE"),

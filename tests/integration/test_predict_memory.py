@@ -6,10 +6,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import rasterio
+from affine import Affine
+from onnx import helper
 
+from cegate_geo.domain.legend import Legend
 from tests import toy_models as toys
 
 SCRIPT = """
@@ -17,7 +22,8 @@ import json, sys, warnings
 warnings.simplefilter("ignore")
 from cegate_geo.api import predict
 scene, output, model, nodata = sys.argv[1:5]
-result = predict(scene, output, model=model, nodata=json.loads(nodata))
+options = json.loads(sys.argv[5])
+result = predict(scene, output, model=model, nodata=json.loads(nodata), **options)
 # The high-water mark of this program alone: ru_maxrss would start at that of the process that started it.
 lines = open("/proc/self/status").read().splitlines()
 peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
@@ -27,8 +33,9 @@ print(json.dumps({"peak_mb": peak / 2**10, "tiles": result.tiles}))
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from Linux' /proc")
 
 
-def peak_mb(scene: Path, output: Path, model: Path, nodata: list[int] | None = None) -> float:
+def peak_mb(scene: Path, output: Path, model: Path, nodata: list[int] | None = None, **options: Any) -> float:
     words = [sys.executable, "-c", SCRIPT, str(scene), str(output), str(model), json.dumps(nodata or [])]
+    words += [json.dumps(options)]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
     return float(json.loads(done.stdout)["peak_mb"])
 
@@ -45,6 +52,47 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(tmp_path: Path) -> No
             dataset.write(toys.noise((1500, 2000)), window=rasterio.windows.Window(0, 0, 2000, 1500))
         peaks.append(peak_mb(scene, tmp_path / f"{height}_mask.tif", model))
     assert peaks[1] - peaks[0] <= 50
+
+
+def empty_scene(path: Path, shape: tuple[int, int], gsd_m: float, **more: Any) -> Path:
+    """A sparse scene with some noise at its top."""
+    where = {"crs": "EPSG:32645", "transform": Affine(gsd_m, 0, 300_000, 0, -gsd_m, 3_000_000)}
+    with rasterio.open(
+        path, "w", driver="GTiff", width=shape[1], height=shape[0], count=3, dtype="uint8", photometric="RGB",
+        tiled=True, blockxsize=512, blockysize=512, interleave="pixel", sparse_ok=True, **where, **more,
+    ) as dataset:  # fmt: skip
+        dataset.write(toys.noise((500, shape[1])), window=rasterio.windows.Window(0, 0, shape[1], 500))
+    return path
+
+
+@pytest.mark.parametrize(("gsd_m", "heights", "width"), [(0.03, (6000, 24_000), 3000), (0.5, (1400, 4200), 600)])
+@pytest.mark.parametrize("gsd", ["source", "model"])
+def test_memory_does_not_grow_when_the_scene_is_resampled(
+    tmp_path: Path, gsd_m: float, heights: tuple[int, int], width: int, gsd: str
+) -> None:
+    model = toys.brightness(tmp_path / "m.onnx", size=256, halo=32)
+    peaks = []
+    for height in heights:
+        scene = empty_scene(tmp_path / f"{height}.tif", (height, width), gsd_m)
+        peaks.append(peak_mb(scene, tmp_path / f"{height}_mask.tif", model, gsd=gsd))
+    assert peaks[1] - peaks[0] <= 50
+
+
+@pytest.mark.parametrize(("gsd_m", "shape"), [(0.03, (1500, 8000)), (0.5, (600, 2500))])
+def test_a_wide_resampled_scene_stays_within_the_memory_that_it_is_given(
+    tmp_path: Path, gsd_m: float, shape: tuple[int, int]
+) -> None:
+    """With 19 classes, all probabilities written: cut into shards as narrow as that takes."""
+    legend = Legend.from_names({n: f"class {n}" for n in range(19)})
+    weights = {"kernel": np.full((19, 3, 1, 1), 1 / 57, np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "kernel"], ["y"])]
+    model = toys.save(
+        tmp_path / "m.onnx", toys.manifest(size=256, halo=32, legend=legend), nodes, weights, classes=19,
+        sides=(256, 256),
+    )  # fmt: skip
+    scene = empty_scene(tmp_path / "scene.tif", shape, gsd_m)
+    options = {"max_memory_mb": 512, "probabilities": str(tmp_path / "p.tif"), "confidence": str(tmp_path / "c.tif")}
+    assert peak_mb(scene, tmp_path / "mask.tif", model, **options) <= 512
 
 
 @pytest.mark.shared_data

@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from onnx import helper
 
 from cegate_geo.api import Progress, predict
 from cegate_geo.errors import CancelledError, CegateError, OutputExistsError
 from cegate_geo.infer import pipeline, writer
+from cegate_geo.infer.predictor import Predictor
 from tests import toy_models as toys
 
 OUTPUTS = {"vector": "v.gpkg", "confidence": "c.tif", "probabilities": "p.tif"}
@@ -77,6 +79,55 @@ def test_a_run_cancelled_while_it_finishes_leaves_nothing(job: dict[str, Any], m
         predict(**job, cancel=lambda: bool(begun))
     assert time.monotonic() - begun[0] < 2, "it waited for what can't be interrupted"
     assert listing(job["output"].parent) == []
+
+
+def test_a_run_cancelled_while_the_model_computes_leaves_at_once(
+    job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[float] = []
+
+    def slow(*_: object) -> None:
+        begun.append(time.monotonic())
+        time.sleep(20)
+
+    monkeypatch.setattr(Predictor, "run", slow)
+    with pytest.raises(CancelledError):
+        predict(**job, cancel=lambda: bool(begun))
+    assert time.monotonic() - begun[0] < 10, "it waited for what can't be interrupted"
+    assert listing(job["output"].parent) == []
+
+
+def test_an_interrupt_does_not_wait_for_a_slow_model(job: dict[str, Any]) -> None:
+    """One call of this model takes minutes: a chain of large products."""
+    make = helper.make_node
+    weights = {"side": np.array([4096, 4096]), "nought": np.array(0, np.float32)}
+    nodes = [
+        make("ConstantOfShape", ["side"], ["ones"]),
+        make("ReduceMean", ["x"], ["mean"], keepdims=0),
+        make("Add", ["ones", "mean"], ["m0"]),
+        *[make("MatMul", [f"m{n}", "ones"], [f"m{n + 1}"]) for n in range(200)],
+        make("ReduceMean", ["m200"], ["end"], keepdims=0),
+        make("Mul", ["end", "nought"], ["nothing"]),
+        make("Add", ["x", "nothing"], ["y"]),
+    ]
+    toys.save(job["model"], toys.manifest(3), nodes, weights, classes=3, sides=(64, 64))
+    process = subprocess.Popen(
+        command_line(job, "--events=jsonl", "--threads=1"), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    events = [json.loads(process.stdout.readline()) for _ in range(2)]
+    assert [e["event"] for e in events] == ["hello", "progress"]
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    rest = process.stdout.read().splitlines()
+    assert process.wait(60) == 130
+    assert time.monotonic() - started < 10, "it waited for what can't be interrupted"
+    assert [json.loads(line)["code"] for line in rest] == ["cancelled"], "not one tile was done"
+    assert listing(job["output"].parent) == []
+    process.stdin.close()
+    process.stdout.close()
 
 
 @pytest.mark.parametrize("stage", ["write", "cog", "read", "commit"])

@@ -103,8 +103,8 @@ def test_a_python_started_with_the_clean_environment_sees_only_its_own(tmp_path)
 FULL = PredictJob(
     scene="s.tif", output="m.tif", model="m.onnx", vector="v.gpkg", confidence="c.tif", aoi="a.gpkg|area",
     bands=(3, 2, 1), nodata="-1,0,0",
-    min_area_m2=2.5, provider="cpu", stitch="crop", tile_size=256, halo=0, batch_size=1, threads=2,
-    max_memory_mb=512, overwrite=True, force=True,
+    min_area_m2=2.5, provider="cpu", stitch="crop", gsd="model", resample="always", tile_size=256, halo=0,
+    batch_size=1, threads=2, max_memory_mb=512, overwrite=True, force=True,
 )  # fmt: skip
 
 
@@ -118,18 +118,20 @@ def test_every_option_is_one_that_the_engine_has():
 
     known = {name for parameter in command.params for name in parameter.opts}
     used = {word.split("=")[0] for word in FULL.arguments() if word.startswith("--")} | {"--events"}
-    assert len(used) == 18
+    assert len(used) == 20
     assert used - known == set()
 
 
 def test_every_choice_is_one_that_the_engine_has():
-    from cegate_geo_qgis.predict_job import PROVIDERS, STITCHES
+    from cegate_geo_qgis.predict_job import GRIDS, PROVIDERS, RESAMPLINGS, STITCHES
 
     from cegate_geo.cli.predict import command
 
     choices = {p.name: list(getattr(p.type, "choices", ())) for p in command.params}
     assert list(PROVIDERS) == choices["provider"]
     assert list(STITCHES) == choices["stitch"]
+    assert list(GRIDS) == choices["gsd"]
+    assert list(RESAMPLINGS) == choices["resample"]
 
 
 def test_the_command_can_be_pasted_into_a_terminal():

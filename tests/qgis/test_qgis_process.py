@@ -106,8 +106,8 @@ def test_the_provider_is_listed_and_its_help_names_every_parameter(qgis):
     assert "segment_raster" in listed
     told = qgis.call("help", ID).stdout
     for name in (
-        "INPUT", "MODEL", "BANDS", "AOI", "NODATA", "PROVIDER", "TILE_SIZE", "HALO", "STITCH", "BATCH_SIZE", "THREADS",
-        "MAX_MEMORY", "MIN_AREA", "FORCE", "OVERWRITE", "OUTPUT", "VECTOR", "CONFIDENCE",
+        "INPUT", "MODEL", "BANDS", "AOI", "NODATA", "PROVIDER", "GSD", "RESAMPLE", "TILE_SIZE", "HALO", "STITCH",
+        "BATCH_SIZE", "THREADS", "MAX_MEMORY", "MIN_AREA", "FORCE", "OVERWRITE", "OUTPUT", "VECTOR", "CONFIDENCE",
     ):  # fmt: skip
         assert f"\n{name}:" in told
 

@@ -123,13 +123,15 @@ def test_each_parameter_reaches_the_engine(fake_engine, scene, tmp_path):
     model.write_bytes(b"onnx")
     run(
         INPUT=str(scene), MODEL=str(model), BANDS=[3, 2, 1], NODATA="-9999, 0,nan", PROVIDER="cpu", STITCH="crop",
-        TILE_SIZE=256, HALO=0, BATCH_SIZE=2, THREADS=3, MAX_MEMORY=512, MIN_AREA=2.5, FORCE=True, OVERWRITE=False,
+        GSD="model", RESAMPLE="always", TILE_SIZE=256, HALO=0, BATCH_SIZE=2, THREADS=3, MAX_MEMORY=512, MIN_AREA=2.5,
+        FORCE=True, OVERWRITE=False,
         OUTPUT=str(tmp_path / "m.tif"), VECTOR=str(tmp_path / "v.gpkg"), CONFIDENCE=str(tmp_path / "c.tif"),
     )  # fmt: skip
     assert fake_engine.argv[4:-2] == [
         f"--model={model}", f"--vector={tmp_path}/v.gpkg", f"--confidence={tmp_path}/c.tif", "--bands=3,2,1",
-        "--nodata=-9999,0,nan", "--min-area=2.5", "--provider=cpu", "--stitch=crop", "--tile-size=256", "--halo=0",
-        "--batch-size=2", "--threads=3", "--max-memory=512M", "--force",
+        "--nodata=-9999,0,nan", "--min-area=2.5", "--provider=cpu", "--stitch=crop", "--gsd=model",
+        "--resample=always", "--tile-size=256", "--halo=0", "--batch-size=2", "--threads=3", "--max-memory=512M",
+        "--force",
     ]  # fmt: skip
 
 

@@ -10,11 +10,13 @@ import pytest
 from affine import Affine
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
+from rasterio.rpc import RPC
+from rasterio.transform import RPCTransformer, from_gcps
 
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import GeoreferenceWarning, GsdWarning, InputError
 from cegate_geo.infer.georeference import Georeference
-from cegate_geo.infer.gsd import check_gsd, measure
+from cegate_geo.infer.gsd import check_gsd, measure, model_shape
 from tests import toy_models as toys
 
 CASES: dict[str, tuple[int, Affine]] = {
@@ -126,3 +128,77 @@ def test_scenes_off_the_range_are_warned_of_then_refused(gsd: float, verdict: st
             check_gsd(ground, toys.manifest(), force=True)
     else:
         assert check_gsd(ground, toys.manifest()) == pytest.approx(gsd, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("x_m", "y_m", "resample", "expected"),
+    [
+        (0.1, 0.2, "auto", None),
+        (0.1, 0.2, "always", (1538, 769)),
+        (0.13, 0.13, "always", None),
+        (0.26, 0.26, "auto", (2000, 2000)),
+        (0.26, 0.26, "never", None),
+        (0.05, 0.05, "auto", (385, 385)),
+        (0.065, 0.26, "auto", (2000, 500)),  # the axes' mean is the model's own GSD
+        (0.001, 0.13, "auto", (1000, 8)),
+        (1.7, 0.13, "auto", None),
+        (1.7, 0.13, "always", (1000, 13077)),
+        (1e-6, 1e-6, "auto", (1, 1)),
+    ],
+)
+def test_each_axis_comes_to_the_models_gsd(
+    x_m: float, y_m: float, resample: Any, expected: tuple[int, int] | None
+) -> None:
+    """Toy models are made for 0.13 m and take 0.1 to 0.2 m."""
+    ground = measure(reference(32645, Affine(x_m, 0, 500_000, 0, -y_m, 3_000_000), (1000, 1000)))
+    assert ground is not None
+    # On the central meridian UTM's scale is 0.9996: lengths on the ground are 0.04 % longer.
+    shape = model_shape(ground, toys.manifest(), (1000, 1000), resample=resample)
+    if expected is None or shape is None:
+        assert shape == expected
+    else:
+        assert np.abs(np.subtract(shape, expected)).max() <= max(1, 6e-4 * max(expected))
+
+
+def test_a_scene_of_unknown_gsd_is_never_resampled() -> None:
+    assert model_shape(None, toys.manifest(), (10, 10), resample="always") is None
+
+
+def test_the_worse_axis_is_warned_of_and_refused() -> None:
+    oblong = measure(reference(32645, Affine(0.065, 0, 500_000, 0, -0.26, 3_000_000)))
+    with pytest.warns(GsdWarning, match=r"0\.065 x 0\.26 m per pixel"):
+        check_gsd(oblong, toys.manifest())
+    far = measure(reference(32645, Affine(0.13, 0, 500_000, 0, -1.7, 3_000_000)))
+    with pytest.raises(InputError, match="9 times off"):
+        check_gsd(far, toys.manifest())
+
+
+@pytest.mark.parametrize("shape", [(100, 80), (37, 200), (1, 1)])
+def test_corners_stay_where_they_are_in_a_grid_of_another_shape(shape: tuple[int, int]) -> None:
+    """Oracle: rasterio, from transforms, control points and RPCs."""
+    line, sample = [0.0, 0.0, 1.0, *[0.0] * 17], [0.0, 1.0, *[0.0] * 18]
+    one = [1.0, *[0.0] * 19]
+    rpcs = RPC(
+        height_off=0.0, height_scale=500.0, lat_off=27.0, lat_scale=0.1, long_off=85.0, long_scale=0.1, line_off=49.5,
+        line_scale=50.0, samp_off=39.5, samp_scale=40.0, err_bias=None, err_rand=None, line_num_coeff=line,
+        line_den_coeff=one, samp_num_coeff=sample, samp_den_coeff=one,
+    )  # fmt: skip
+    points = tuple(
+        GroundControlPoint(row=r, col=c, x=85 + c * 1e-5, y=27 - r * 1e-5, z=4.0, id=f"{r}")
+        for r, c in ((0, 0), (0, 80), (100, 0), (100, 80))
+    )
+    before = reference(32645, CASES["UTM, rotated"][1], rpcs=rpcs)
+    after = before.rescaled(shape)
+    assert after.shape == shape
+    assert after.grid.bounds == pytest.approx(before.grid.bounds)
+    by_points = reference(4326, Affine.identity(), gcps=points)
+    scaled = by_points.rescaled(shape)
+    assert scaled.transform == Affine.identity()
+    assert [(p.x, p.y, p.z, p.id) for p in scaled.gcps] == [(p.x, p.y, p.z, p.id) for p in points]
+    for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        old, new = (down * 100, right * 80), (down * shape[0], right * shape[1])
+        for a, b in ((before.transform, after.transform), (from_gcps(by_points.gcps), from_gcps(scaled.gcps))):
+            np.testing.assert_allclose(b @ new[::-1], a @ old[::-1], rtol=1e-12)
+        with RPCTransformer(before.rpcs) as a, RPCTransformer(after.rpcs) as b:
+            np.testing.assert_allclose(b.xy(*new, offset="ul"), a.xy(*old, offset="ul"), atol=1e-7)
+    assert before.rpcs.line_off == 49.5, "the scene's own is left alone"

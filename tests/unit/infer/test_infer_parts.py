@@ -7,6 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import onnx
 import pytest
 
 from cegate_geo.api import describe_model, predict
+from cegate_geo.domain.windows import Window
 from cegate_geo.errors import (
     CegateError,
     CegateWarning,
@@ -309,3 +311,24 @@ def test_what_does_not_fit_is_said() -> None:
 def test_softmax_is_stable() -> None:
     scores = np.array([[1000.0, -1000.0, 0.0]], np.float32).reshape(1, 3, 1, 1)
     assert predictor.softmax(scores).ravel().tolist() == [1, 0, 0]
+
+
+def test_nothing_gathers_while_a_scene_is_empty(tmp_path: Path) -> None:
+    """Each tile row is handed on: memory stays bounded, and somebody looks whether to go on."""
+    from cegate_geo.infer.feed import Feed, InputForm
+    from cegate_geo.infer.reader import Scene
+    from cegate_geo.infer.resample import Resampling
+    from cegate_geo.infer.tiles import TilePlan
+    from cegate_geo.infer.view import View
+
+    values = np.zeros((3, 600, 60), np.uint8)
+    scene = Scene(str(toys.write_raster(tmp_path / "scene.tif", values, nodata=0)), toys.manifest())
+    plain = View(scene=scene, georeference=scene.georeference)
+    for view in (plain, replace(plain, resampling=Resampling.between((600, 60), (900, 90)), restores=True)):
+        plan = TilePlan.of_shape(view.tile_grid, tile_shape=(64, 64), halo=8)
+        shard = view.shard(Window.of_shape(view.output_grid))
+        batches = list(Feed(view, plan, shard, form=InputForm(batch_size=4, dtype=np.dtype("float32"), divisor=255.0)))
+        assert len(batches) >= len(plan.rows)
+        assert all(not batch.steps and not batch.tiles for batch in batches)
+        assert sum(batch.skipped for batch in batches) == len(plan)
+    scene.close()
