@@ -29,6 +29,8 @@ def command(
 ) -> None:
     """Train the modules that the gate chooses and a head on the labelled rasters that CONFIG names.
 
+    Without CONFIG, --images and --labels adapt the small base that comes with the package, with settings that suit it.
+
     RUN gets model.onnx, report.html, and what they were made from: config.json, result.json, adapter.safetensors,
     gate.jsonl, metrics.jsonl, pictures/, state/. Ctrl-C saves the state; --resume goes on from there.
     """
@@ -71,5 +73,13 @@ def _table(options: dict[str, Any]) -> dict[str, Any]:
     return {
         "classes": {str(n): name for n, name in enumerate(names)},
         "source": [source],
-        "model": {"backbone": "vit_tiny_patch16_224", "weights": "shipped", "head": "dpt-detail", "head_dim": 64},
+        "model": {
+            "backbone": "vit_tiny_patch16_224",
+            "weights": "shipped",
+            "head": "dpt-detail",
+            "head_dim": 64,
+            "tile_size": 384,
+        },
+        # The small base learns at rates that would ruin a foundation model.
+        "train": {"steps": 1000, "crop": 384, "lr": 1e-3, "head_lr": 2e-3, "ema": 0.995},
     }

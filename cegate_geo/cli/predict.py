@@ -110,12 +110,23 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--tile-size", type=int, metavar="PX", help="Side of a tile, where the model leaves it free.")
 @click.option("--halo", type=int, metavar="PX", help="Context on each side of a tile. Default: the model's.")
-@click.option("--stitch", type=click.Choice(["blend", "crop"]), default="blend", show_default=True)
-@click.option("--batch-size", metavar="auto|N", default="auto", show_default=True)
-@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--stitch", type=click.Choice(["blend", "crop"]), default="blend", show_default=True, help="How tiles are joined."
+)
+@click.option("--batch-size", metavar="auto|N", default="auto", show_default=True, help="Tiles in a session call.")
+@click.option(
+    "--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="What computes."
+)
 @click.option("--require-gpu", is_flag=True, help="Fail rather than run on the CPU.")
 @click.option("--threads", type=int, default=0, metavar="N", help="Session threads. Default: all cores.")
-@click.option("--max-memory", "max_memory_mb", type=MemorySize(), default="512M", show_default=True)
+@click.option(
+    "--max-memory",
+    "max_memory_mb",
+    type=MemorySize(),
+    default="512M",
+    show_default=True,
+    help="Memory to plan for; polygons take more.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")

@@ -80,7 +80,7 @@ class JobFolder:
             near = [(names.bring(scratch, target), target) for scratch, target in self._results]
             for scratch, target in near:
                 names.place(scratch, target)
-            for path in self._stale:
+            for path in set(self._stale) - {target for _, target in self._results}:
                 path.unlink(missing_ok=True)
             names.settle()
         except CegateError:

@@ -151,11 +151,11 @@ class PredictResult:
 
 
 def checked_output(output: Path) -> Path:
-    """The mask's path.
+    """The path of a raster that is to be written.
 
     Raises:
         InputError: If it is no GeoTIFF by name.
     """
     if output.suffix.lower() not in (".tif", ".tiff"):
-        raise InputError(f"{output.name} does not end in .tif.", hint="Masks are GeoTIFFs: name it so.")
+        raise InputError(f"{output.name} does not end in .tif.", hint="Rasters are written as GeoTIFFs: name it so.")
     return output

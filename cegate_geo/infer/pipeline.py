@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ import rasterio
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import InputError
+from cegate_geo.errors import GeoreferenceWarning, InputError
 from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Assembler, Band, Canvas, Restorer
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
@@ -28,7 +29,7 @@ from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml
-from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.reader import Scene, is_remote
 from cegate_geo.infer.streams import Prefetch, Worker
 from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.tiles import TilePlan, column_shards
@@ -71,9 +72,9 @@ class Run:
 
 
 @contextmanager
-def gdal_settings() -> Iterator[None]:
-    """GDAL as we need it: a small cache, no look around for side files on remote folders."""
-    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR_IF_REMOTE"):
+def gdal_settings(scene_path: str) -> Iterator[None]:
+    """GDAL as we need it: a small cache, and remote folders are not listed; side files are asked for by name there."""
+    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB, GDAL_DISABLE_READDIR_ON_OPEN=is_remote(scene_path)):
         yield
 
 
@@ -82,8 +83,8 @@ def predict_scene(
 ) -> PredictResult:
     """Predict one scene into one mask; see `cegate_geo.api.predict`."""
     started = time.monotonic()
-    named = (options.vector, options.confidence, options.probabilities, checked_output(output), *side_files(output))
-    wanted = [path for path in named if path is not None]
+    rasters = [checked_output(p) for p in (output, options.confidence, options.probabilities) if p is not None]
+    wanted = [*rasters, *side_files(output), *([options.vector] if options.vector is not None else [])]
     local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
     check_outputs(wanted, inputs=local, overwrite=options.overwrite)
     predictor = load_predictor(
@@ -94,16 +95,23 @@ def predict_scene(
     )
     bands = options.bands or predictor.contract.scene_bands
     with (
-        gdal_settings(),
+        gdal_settings(scene_path),
         closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
+        check_outputs(wanted, inputs=scene.files, overwrite=options.overwrite)
         run = decide(settle(scene, predictor, options))
         tally = Tally(predictor.manifest.legend, run.view.ground)
         sha256 = file_sha256(predictor.path)
-        with job_folder(output) as job:
+        with job_folder(output, overwrite=options.overwrite) as job:
             monitor.start(run.tiles)
             skipped = _predict_shards(run, job, tally, monitor, tags=_tags(run, sha256))
             polygons = _finish(run, job, output, tally, monitor)
+            if not tally.pixels:
+                warnings.warn(
+                    "No pixel got a class: all is nodata, or the area of interest holds the centre of no pixel.",
+                    GeoreferenceWarning,
+                    stacklevel=3,
+                )
             monitor.check()
             job.commit()
         monitor.finish()

@@ -108,6 +108,13 @@ class StripSource(Protocol):
         """Read a window."""
 
 
+def is_remote(name: str) -> bool:
+    """Whether GDAL fetches it over a network."""
+    return name.startswith(
+        ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsiwebhdfs")
+    ) or ("://" in name and not name.startswith(("file://", "zip://", "tar://", "gzip://")))
+
+
 class Scene:
     """An open scene whose bands, values and nodata are settled.
 
@@ -180,6 +187,11 @@ class Scene:
     def shape(self) -> tuple[int, int]:
         """(height, width)."""
         return self.georeference.shape
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it is made of, as far as they are local: itself, side files, the sources of a mosaic."""
+        return [Path(name) for name in self._dataset.files if is_plain_path(name)]
 
     def close(self) -> None:
         """Close the file."""

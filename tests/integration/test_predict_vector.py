@@ -14,13 +14,14 @@ import pyproj
 import pytest
 import rasterio
 import shapely
+import shapely.affinity
 from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from cegate_geo.api import predict
-from cegate_geo.errors import InputError
+from cegate_geo.errors import GeoreferenceWarning, InputError
 from cegate_geo.infer import vectorize as module
 from cegate_geo.infer.components import label_areas
 from tests import toy_models as toys
@@ -211,3 +212,24 @@ def test_polygons_of_a_scene_without_transform_are_refused(tmp_path: Path) -> No
             force=True,
         )
     assert not (tmp_path / "m.tif").exists()
+
+
+def test_an_area_on_a_scene_without_crs_is_taken_at_its_word_with_a_warning(tmp_path: Path) -> None:
+    model = toys.brightness(tmp_path / "m.onnx")
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((100, 100)), crs=None, transform=NORTH)
+    aoi = write_polygons(tmp_path / "aoi.geojson", [pixel_box(0, 0, 50, 100)], "EPSG:32645")
+    with pytest.warns(GeoreferenceWarning, match="scene has no CRS: its coordinates are taken"):
+        result = predict(scene, tmp_path / "mask.tif", model=model, aoi=aoi)
+    assert sum(c.pixels for c in result.classes) == 5000
+
+
+def test_an_area_within_one_pixel_is_told(tmp_path: Path) -> None:
+    model = toys.brightness(tmp_path / "m.onnx")
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((100, 100)))
+    aoi = write_polygons(
+        tmp_path / "aoi.geojson",
+        [shapely.affinity.scale(pixel_box(10, 10, 11, 11), 0.2, 0.2, origin=NORTH @ (10, 10))],
+        "EPSG:32645",
+    )
+    with pytest.warns(GeoreferenceWarning, match="No pixel got a class"):
+        assert predict(scene, tmp_path / "mask.tif", model=model, aoi=aoi).nodata_pixels == 10_000

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import rasterio
 from onnx import helper
 
 from cegate_geo.api import Progress, predict
-from cegate_geo.errors import CancelledError, CegateError, OutputExistsError
+from cegate_geo.errors import CancelledError, CegateError, InputError, OutputExistsError
 from cegate_geo.infer import pipeline, writer
 from cegate_geo.infer.predictor import Predictor
 from tests import toy_models as toys
@@ -68,16 +70,20 @@ def test_a_cancelled_run_leaves_nothing(job: dict[str, Any], when: float) -> Non
 
 
 def test_a_run_cancelled_while_it_finishes_leaves_nothing(job: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    begun: list[float] = []
+    begun, released, ended = threading.Event(), threading.Event(), threading.Event()
 
     def slow_cog(*_: object) -> None:
-        begun.append(time.monotonic())
-        time.sleep(3)
+        begun.set()
+        released.wait()
+        ended.set()
 
     monkeypatch.setattr(pipeline, "make_cog", slow_cog)
-    with pytest.raises(CancelledError):
-        predict(**job, cancel=lambda: bool(begun))
-    assert time.monotonic() - begun[0] < 2, "it waited for what can't be interrupted"
+    try:
+        with pytest.raises(CancelledError):
+            predict(**job, cancel=begun.is_set)
+        assert not ended.is_set(), "it waited for what can't be interrupted"
+    finally:
+        released.set()
     assert listing(job["output"].parent) == []
 
 
@@ -297,3 +303,37 @@ def test_verbose_adds_the_traceback(job: dict[str, Any]) -> None:
         assert "Traceback" in result.stderr
         assert result.stderr.splitlines()[-1].startswith("cegate-geo: --bands names 1 bands")
     assert listing(job["output"].parent) == []
+
+
+def test_an_output_that_appears_while_it_runs_is_kept(job: dict[str, Any]) -> None:
+    def progress(at: Progress) -> None:
+        if at.fraction < 1:
+            job["output"].write_text("precious")
+
+    with pytest.raises(OutputExistsError, match="appeared"):
+        predict(**job, progress=progress)
+    assert listing(job["output"].parent) == ["mask.tif"]
+    assert job["output"].read_text() == "precious"
+
+
+def test_the_sources_of_a_mosaic_are_inputs(job: dict[str, Any], tmp_path: Path) -> None:
+    part, mosaic = tmp_path / "part.tif", tmp_path / "mosaic.vrt"
+    shutil.copy(job["scene"], part)
+    with rasterio.open(part) as dataset:
+        rasterio.shutil.copy(dataset, mosaic, driver="VRT")
+    before = part.read_bytes()
+    with pytest.raises(InputError, match=r"part\.tif is an input and an output"):
+        predict(mosaic, part, model=job["model"], overwrite=True)
+    assert part.read_bytes() == before
+
+
+@pytest.mark.parametrize(("option", "name"), [("confidence", "c.png"), ("probabilities", "p.gpkg")])
+def test_rasters_are_named_as_what_they_are(job: dict[str, Any], option: str, name: str) -> None:
+    with pytest.raises(InputError, match=rf"{name} does not end in \.tif"):
+        predict(**job | {option: job["output"].parent / name})
+    assert listing(job["output"].parent) == []
+
+
+def test_names_that_are_no_text_are_refused(job: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no text"):
+        predict(**job | {"output": tmp_path / "m\udcffask.tif"})
