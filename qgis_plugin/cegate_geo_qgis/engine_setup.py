@@ -27,6 +27,8 @@ from .setup_recipe import NEEDED_MB, Recipe, install_percent, install_words, int
 
 NO_NETWORK = Network()
 """Nothing is known of QGIS' settings: those of the environment count."""
+CREEP = 0.0005
+"""Percent: qgis_process notices Ctrl+C only where progress changes, and a download may be silent for minutes."""
 ASK_S = 30.0
 HELLO_S = 180.0
 """A first start on a slow disk compiles all its modules."""
@@ -224,7 +226,7 @@ class EngineSetup:
         def hear(line: str) -> None:
             if line.strip():
                 listen(line)
-            self._show(self._percent)  # qgis_process notices Ctrl+C only here
+            self._show(min(self._percent + CREEP, 99.0))
 
         return run_child(words, environ, listen=hear, is_cancelled=self._log.isCanceled, timeout_s=timeout_s)
 
