@@ -93,8 +93,8 @@ class SetUpEngine(EngineAlgorithm):
         )
         self._add(
             QgsProcessingParameterEnum("VARIANT", "Variant", list(EXTRAS), False, "cpu", False, True),
-            "'cpu' runs everywhere; 'gpu' is for NVIDIA cards with CUDA 12; 'train' runs on the CPU and adapts models "
-            "too.",
+            "'cpu' runs everywhere; 'gpu' is for NVIDIA cards, with CUDA and cuDNN on this computer; 'train' predicts "
+            "on the CPU and adapts models too.",
         )
         self._add(
             QgsProcessingParameterFile("WHEEL", "Wheel of the engine", behaviours.File, "whl", None, True),

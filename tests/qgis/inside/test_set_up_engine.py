@@ -1,5 +1,7 @@
 """Setting up the engine inside QGIS: parameters, QGIS' network settings, the dialog; Python and pip are faked."""
 
+# ruff: noqa: N802, the names are QGIS'
+
 from __future__ import annotations
 
 import sys
