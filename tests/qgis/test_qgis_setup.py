@@ -167,13 +167,14 @@ def test_a_half_made_environment_is_never_used_and_made_afresh(fake, place):
     assert left(place) == {"engine"}
 
 
-def test_an_engine_that_was_set_aside_when_qgis_was_killed_returns(fake, place):
+@pytest.mark.parametrize("environ", [{"FAKE_PIP_MODE": "half"}, {"FAKE_VERSION_OF_PYTHON": "3.9"}])
+def test_an_engine_that_was_set_aside_when_qgis_was_killed_returns(fake, place, environ):
     fake(place)
     (place / "mine").write_text("")
     place.rename(place.with_name("engine.previous"))
     (place / "bin").mkdir(parents=True)
     with pytest.raises(EngineError):
-        fake(place, FAKE_PIP_MODE="half")
+        fake(place, **environ)
     assert (place / "mine").is_file()
     assert (place / READY).is_file()
 
