@@ -22,10 +22,11 @@ from .outcome import EngineError
 SETTING = "CEGATE_GEO_ENGINE"
 """Name of the Processing setting and of the environment variable."""
 COMMAND = "cegate-geo"
+READY = "cegate-geo-ready.json"
+"""File in the plugin's own environment, written when all of it is there; without it the environment is half-made."""
 INSTALL_HINT = (
-    'Install it apart from QGIS, in an environment of its own: python3 -m venv "{folder}", then '
-    '"{pip}" install "cegate-geo[cpu]". '
-    "Or name an installed one under Settings > Options > Processing > Providers > CEGate-Geo."
+    "Run 'Set up the engine' in the Processing Toolbox, under CEGate-Geo: it installs the engine apart from QGIS, into "
+    "{folder}. Or name an installed one under Settings > Options > Processing > Providers > CEGate-Geo."
 )
 UNWANTED = (
     "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV",
@@ -53,7 +54,7 @@ def find_engine(
     Args:
         setting: The Processing setting; may be empty.
         environ: Environment of this process.
-        managed: Virtual environment that belongs to the plugin; need not exist.
+        managed: Virtual environment that belongs to the plugin; need not exist, and counts only once it is complete.
         windows: Whether paths are those of Windows; default: as this system's.
 
     Raises:
@@ -63,8 +64,8 @@ def find_engine(
     for text, origin in ((setting, "the Processing setting"), (environ.get(SETTING, ""), f"the variable {SETTING}")):
         if text.strip():
             return _named_engine(text.strip(), origin, environ, windows)
-    script = _script(managed, windows)
-    if script.is_file():
+    script = engine_script(managed, windows)
+    if script.is_file() and (managed / READY).is_file():
         return EngineCommand(str(script), (), "the plugin's own environment")
     home = environ.get("HOME") or environ.get("USERPROFILE")
     folders = [environ.get("PATH", ""), str(Path(home, ".local", "bin")) if home else ""]  # pipx and uv install there
@@ -72,11 +73,12 @@ def find_engine(
     found = shutil.which(COMMAND, path=search)
     if found:
         return EngineCommand(found, (), "the PATH")
-    pip = _script(managed, windows).with_name("pip.exe" if windows else "pip")
-    raise EngineError("The engine of CEGate-Geo was not found. " + INSTALL_HINT.format(folder=managed, pip=pip))
+    what = "is half installed" if managed.exists() else "was not found"
+    raise EngineError(f"The engine of CEGate-Geo {what}. {INSTALL_HINT.format(folder=managed)}")
 
 
-def _script(environment: Path, windows: bool) -> Path:
+def engine_script(environment: Path, windows: bool) -> Path:
+    """The engine's command in a virtual environment."""
     return environment / "Scripts" / f"{COMMAND}.exe" if windows else environment / "bin" / COMMAND
 
 
@@ -84,7 +86,7 @@ def _named_engine(text: str, origin: str, environ: Mapping[str, str], windows: b
     """A virtual environment's folder, a file, or a command with arguments."""
     text = str(Path(text).expanduser())
     if Path(text).is_dir():
-        script = _script(Path(text), windows)
+        script = engine_script(Path(text), windows)
         if not script.is_file():
             raise EngineError(f"{text}, named by {origin}, is no environment with the engine: {script} is missing.")
         return EngineCommand(str(script), (), origin)
@@ -123,12 +125,15 @@ def clean_environment(
     kept = {key: value for key, value in environ.items() if key.upper() not in UNWANTED}
     kept.pop(SETTING, None)
     if windows:
-        hosts = [_plain(folder) for folder in host_folders if folder]
         for key in [k for k in kept if k.upper() == "PATH"]:
-            folders = kept[key].split(";")
-            kept[key] = ";".join(f for f in folders if not any((_plain(f) + "/").startswith(h + "/") for h in hosts))
+            kept[key] = ";".join(f for f in kept[key].split(";") if not is_below(f, host_folders))
     kept.update(PYTHONNOUSERSITE="1", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
     return kept
+
+
+def is_below(path: str, folders: Sequence[str]) -> bool:
+    """Whether a path of Windows is one of the folders or lies below one; an empty folder holds nothing."""
+    return any((_plain(path) + "/").startswith(_plain(folder) + "/") for folder in folders if folder.strip())
 
 
 def _plain(folder: str) -> str:

@@ -44,7 +44,11 @@ def check_hello(hello: Hello) -> None:
     """
     if hello.protocol == PROTOCOL:
         return
-    update = 'the engine: pip install --upgrade "cegate-geo[cpu]"' if hello.protocol < PROTOCOL else "the plugin"
+    engine = (
+        "the engine: run 'Set up the engine' in the Processing Toolbox, or, where you installed it yourself, "
+        'pip install --upgrade "cegate-geo[cpu]"'
+    )
+    update = engine if hello.protocol < PROTOCOL else f"the plugin to version {hello.version}"
     raise EngineError(
         f"The engine (version {hello.version}) speaks protocol {hello.protocol}, this plugin protocol {PROTOCOL}. "
         f"Update {update}."

@@ -12,6 +12,7 @@ from qgis.PyQt.QtGui import QIcon
 from .engine import SETTING
 from .predict_job import RASTER_SUFFIXES, VECTOR_SUFFIXES
 from .segment_raster import SegmentRaster
+from .set_up_engine import SetUpEngine
 
 PROVIDER_ID = "cegate_geo"
 """Never changes: saved models and scripts hold it."""
@@ -59,6 +60,7 @@ class CegateGeoProvider(QgsProcessingProvider):
     def loadAlgorithms(self) -> None:
         """Called by `refreshAlgorithms`."""
         self.addAlgorithm(SegmentRaster())
+        self.addAlgorithm(SetUpEngine())
 
     def supportedOutputRasterLayerExtensions(self) -> list[str]:
         """The engine writes GeoTIFF only."""

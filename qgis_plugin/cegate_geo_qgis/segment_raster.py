@@ -63,8 +63,8 @@ drone imagery of 13 to 15 cm.</p>
 <b>Polygons</b>: one for each connected area, with class, name, area in m² and mean confidence.<br>
 <b>Confidence</b>: 0 to 255 for a probability of the winning class of 0 to 1.</p>
 <h3>Engine</h3>
-<p>The work is done by <i>cegate-geo</i> in a process of its own, installed apart from QGIS. Where it lies is set under
-Settings &gt; Options &gt; Processing &gt; Providers &gt; CEGate-Geo.</p>
+<p>The work is done by <i>cegate-geo</i> in a process of its own, installed apart from QGIS by <b>Set up the engine</b>.
+Another one is named under Settings &gt; Options &gt; Processing &gt; Providers &gt; CEGate-Geo.</p>
 """.replace("\n", " ").strip()
 """Without line ends: QGIS 3.22 makes a paragraph of each."""
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from cegate_geo_qgis.engine import UNWANTED, EngineCommand, clean_environment, find_engine
+from cegate_geo_qgis.engine import READY, UNWANTED, EngineCommand, clean_environment, find_engine
 from cegate_geo_qgis.outcome import EngineError
 from cegate_geo_qgis.predict_job import PredictJob, describe_command, nodata_problem
 
@@ -23,6 +23,7 @@ def program(path: Path) -> Path:
 @pytest.fixture
 def places(tmp_path):
     """An engine at each place where one is looked for."""
+    program(tmp_path / "managed" / READY)
     return {
         "setting": program(tmp_path / "by setting" / "cegate-geo"),
         "variable": program(tmp_path / "by variable" / "cegate-geo"),
@@ -46,7 +47,7 @@ def test_the_order_is_setting_variable_own_environment_path_local(places, tmp_pa
             del environ["CEGATE_GEO_ENGINE"]
         else:
             places[name].unlink()
-    with pytest.raises(EngineError, match=r"pip\" install \"cegate-geo\[cpu\]\""):
+    with pytest.raises(EngineError, match="Run 'Set up the engine' in the Processing Toolbox"):
         find_engine(setting="", environ=environ, managed=tmp_path / "managed")
 
 
@@ -75,6 +76,7 @@ def test_windows_paths_are_not_taken_apart(tmp_path):
     with pytest.raises(EngineError, match=r"C:\\\\Program Files"):
         find_engine(setting=r"C:\Program Files\x\cegate-geo.exe", environ={}, managed=tmp_path, windows=True)
     script = program(tmp_path / "Scripts" / "cegate-geo.exe")
+    program(tmp_path / READY)
     assert find_engine(setting="", environ={}, managed=tmp_path, windows=True).program == str(script)
 
 
