@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from cegate_geo.api import predict
-from cegate_geo.errors import GeoreferenceWarning, InputError
+from cegate_geo.errors import CegateWarning, GeoreferenceWarning, InputError
 from cegate_geo.infer import vectorize as module
 from cegate_geo.infer.components import label_areas
 from tests import toy_models as toys
@@ -218,8 +218,9 @@ def test_an_area_on_a_scene_without_crs_is_taken_at_its_word_with_a_warning(tmp_
     model = toys.brightness(tmp_path / "m.onnx")
     scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((100, 100)), crs=None, transform=NORTH)
     aoi = write_polygons(tmp_path / "aoi.geojson", [pixel_box(0, 0, 50, 100)], "EPSG:32645")
-    with pytest.warns(GeoreferenceWarning, match="scene has no CRS: its coordinates are taken"):
+    with pytest.warns(CegateWarning) as said:
         result = predict(scene, tmp_path / "mask.tif", model=model, aoi=aoi)
+    assert sum("has no CRS: its coordinates are taken" in str(w.message) for w in said) == 1
     assert sum(c.pixels for c in result.classes) == 5000
 
 
