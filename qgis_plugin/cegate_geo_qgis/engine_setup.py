@@ -22,13 +22,11 @@ from .managed_place import Place
 from .network import Network, installer_environment, offline_environment, write_bundle
 from .outcome import EngineError, check_hello, tail
 from .predict_job import describe_command
-from .protocol import Conversation
+from .protocol import CREEP, Conversation
 from .setup_recipe import NEEDED_MB, Recipe, install_percent, install_words, interpreter_of, make_words
 
 NO_NETWORK = Network()
 """Nothing is known of QGIS' settings: those of the environment count."""
-CREEP = 0.0005
-"""Percent: qgis_process notices Ctrl+C only where progress changes, and a download may be silent for minutes."""
 ASK_S = 30.0
 HELLO_S = 180.0
 """A first start on a slow disk compiles all its modules."""

@@ -13,6 +13,8 @@ import re
 from dataclasses import dataclass
 from typing import Any, Mapping, Optional, Union
 
+CREEP = 0.0005
+"""Percent: qgis_process notices Ctrl+C only where progress changes, and an engine may be silent for minutes."""
 PROTOCOL = 1
 """The version of the protocol that this plugin speaks."""
 MAX_LINE = 4 * 1024 * 1024

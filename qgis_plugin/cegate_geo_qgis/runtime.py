@@ -15,7 +15,7 @@ from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
 
 from .engine import EngineCommand
 from .outcome import Ending, EngineError, check_hello, conclude
-from .protocol import Conversation, Event, Hello, Notice, Progress, Result
+from .protocol import CREEP, Conversation, Event, Hello, Notice, Progress, Result
 
 STDERR_KEPT = 64 * 1024
 """Bytes of standard error that are kept, from its end."""
@@ -101,6 +101,7 @@ class _Run:
         self._pid = 0
         self._stderr = b""
         self._percent = 0.0
+        self._shown = 0.0
         self._begun = time.monotonic()
         self._cancelled: Optional[float] = None
         self._terminated = False
@@ -133,7 +134,8 @@ class _Run:
             events += self.said.end()
         for event in events:
             self._show(event)
-        self._feedback.setProgress(self._percent)  # qgis_process notices Ctrl+C only here
+        self._shown = max(self._percent, min(self._shown + CREEP, 99.9))
+        self._feedback.setProgress(self._shown)
 
     def _show(self, event: Event) -> None:
         if isinstance(event, Hello):

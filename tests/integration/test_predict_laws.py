@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rasterio.enums import ColorInterp
 
 from cegate_geo.api import predict
-from cegate_geo.errors import BandWarning, CegateError, InputError, ModelError
+from cegate_geo.errors import BandWarning, CegateError, GeoreferenceWarning, InputError, ModelError
 from tests import toy_models as toys
 
 SHAPES = [
@@ -255,12 +255,9 @@ def test_empty_tiles_are_skipped_and_counted(tmp_path: Path) -> None:
 
 def test_a_scene_without_any_data_gives_an_empty_mask(tmp_path: Path) -> None:
     toys.write_raster(tmp_path / "scene.tif", np.zeros((3, 100, 90), np.uint8), nodata=0)
-    result = predict(
-        tmp_path / "scene.tif",
-        tmp_path / "mask.tif",
-        model=toys.identity(tmp_path / "m.onnx"),
-        vector=tmp_path / "v.gpkg",
-    )
+    model = toys.identity(tmp_path / "m.onnx")
+    with pytest.warns(GeoreferenceWarning, match="No pixel got a class"):
+        result = predict(tmp_path / "scene.tif", tmp_path / "mask.tif", model=model, vector=tmp_path / "v.gpkg")
     assert (toys.read(tmp_path / "mask.tif") == 255).all()
     assert result.skipped_tiles == result.tiles
     assert result.polygons == 0

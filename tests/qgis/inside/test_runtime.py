@@ -64,6 +64,16 @@ def test_progress_never_falls_and_ends_at_hundred(fake_engine):
     assert len(set(feedback.percents)) > 10
 
 
+def test_progress_moves_while_the_engine_is_silent(fake_engine):
+    """qgis_process looks for Ctrl+C where progress changes."""
+    feedback = Recorder()
+    fake_engine.mode("slow")
+    run(feedback, poll_s=0.05)
+    silent = [p for p in feedback.percents if p < 1]
+    assert len(silent) > 5
+    assert len(set(silent)) == len(silent)
+
+
 def test_a_crash_is_told_with_the_last_words(fake_engine):
     fake_engine.mode("crash")
     with pytest.raises(EngineError, match=r"crashed(.|\n)*about to crash"):
