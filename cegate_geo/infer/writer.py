@@ -65,11 +65,16 @@ def probability_raster(legend: Legend) -> RasterKind:
 
 
 class RasterWriter:
-    """An uncompressed tiled GeoTIFF that is filled window by window; what is not written stays nodata."""
+    """An uncompressed tiled GeoTIFF that is filled window by window; what is not written stays nodata.
+
+    Its mask band lies in a file of its own, `.msk` beside it. GDAL's block cache lets any thread write dirty blocks of
+    any raster, and locks each dataset apart: a mask within the file is a second dataset on the same handle, and blocks
+    of both get lost when two threads write them at once.
+    """
 
     def __init__(self, path: Path, georeference: Georeference, kind: RasterKind, *, tags: Mapping[str, str]) -> None:
         self.path, self.kind, self._georeference = path, kind, georeference
-        with write_errors(path), quiet_about_georeference(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+        with write_errors(path), quiet_about_georeference():
             self._dataset = rasterio.open(
                 path,
                 "w",
@@ -85,7 +90,13 @@ class RasterWriter:
                 sparse_ok=True,
                 **georeference.creation(),
             )
+            if kind.has_mask:  # before there are blocks: making it goes through the file's directories without a lock
+                self._write_mask(np.zeros((1, 1), np.bool_), RasterioWindow(0, 0, 1, 1))
             self._describe(tags)
+
+    def _write_mask(self, valid: npt.NDArray[np.bool_], area: RasterioWindow) -> None:
+        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False):
+            self._dataset.write_mask(valid, window=area)
 
     def _describe(self, tags: Mapping[str, str]) -> None:
         dataset, kind = self._dataset, self.kind
@@ -119,7 +130,7 @@ class RasterWriter:
         with write_errors(self.path):
             self._dataset.write(values.reshape(self.kind.count, *window.shape), window=area)
             if self.kind.has_mask and valid is not None:
-                self._dataset.write_mask(valid, window=area)
+                self._write_mask(valid, area)
 
 
 def make_cog(source: Path, target: Path, kind: RasterKind) -> None:

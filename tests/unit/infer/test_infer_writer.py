@@ -1,0 +1,59 @@
+"""Scratch rasters: what other threads do to GDAL's block cache does not reach them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from cegate_geo.domain.legend import Legend
+from cegate_geo.domain.windows import Window
+from cegate_geo.infer.georeference import Georeference
+from cegate_geo.infer.writer import RasterWriter, make_cog, probability_raster
+from tests import toy_models as toys
+
+SIDE, ROUNDS = 1024, 6
+
+
+def test_a_mask_and_its_bands_survive_readers_that_press_on_the_cache(tmp_path: Path) -> None:
+    """With a mask inside of the file, most rounds lost blocks or failed."""
+    source = toys.write_raster(
+        tmp_path / "scene.tif", toys.noise((SIDE, SIDE)), tiled=True, blockxsize=256, blockysize=256
+    )
+    with rasterio.open(source) as dataset:
+        georeference = Georeference.read(dataset)
+    kind, done = probability_raster(Legend.from_names(["a", "b", "c"])), threading.Event()
+
+    def press(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        with rasterio.Env(GDAL_CACHEMAX=1), rasterio.open(source) as dataset:
+            while not done.is_set():
+                row, col = random.integers(0, SIDE - 600, 2)
+                dataset.read(window=rasterio.windows.Window(col, row, 600, 600))
+
+    readers = [threading.Thread(target=press, args=(n,)) for n in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for n in range(ROUNDS):
+            random = np.random.default_rng(n)
+            values = random.integers(0, 255, (3, SIDE, SIDE)).astype(kind.dtype)
+            valid = random.random((SIDE, SIDE)) > 0.3
+            scratch, cog = tmp_path / f"scratch{n}.tif", tmp_path / f"cog{n}.tif"
+            with rasterio.Env(GDAL_CACHEMAX=1), RasterWriter(scratch, georeference, kind, tags={}) as writer:
+                for row in range(0, SIDE, 200):
+                    height = min(200, SIDE - row)
+                    part = slice(row, row + height)
+                    window = Window(col_off=0, row_off=row, width=SIDE, height=height)
+                    writer.write(window, values[:, part], valid=valid[part])
+            make_cog(scratch, cog, kind)
+            with rasterio.open(cog) as dataset:
+                np.testing.assert_array_equal(dataset.read(), values)
+                np.testing.assert_array_equal(dataset.dataset_mask() > 0, valid)
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert not cog.with_name(cog.name + ".msk").exists(), "the result's mask lies within it"
