@@ -82,7 +82,7 @@ class JobFolder:
                 names.place(scratch, target)
             for path in set(self._stale) - {target for _, target in self._results}:
                 path.unlink(missing_ok=True)
-            names.settle()
+            names.settle({target.parent for _, target in near})
         except CegateError:
             names.undo()
             raise
@@ -132,9 +132,9 @@ class _Names:
             self._placed.append((target, old))
         near.replace(target)
 
-    def settle(self) -> None:
-        """Keep what was placed."""
-        for folder in {target.parent for target, _ in self._placed}:
+    def settle(self, folders: set[Path]) -> None:
+        """Keep what was placed in these folders."""
+        for folder in folders:
             _sync(folder)
         for _, old in self._placed:
             if old is not None:

@@ -269,7 +269,7 @@ def _save_state(job: Job, step: int) -> None:
 
 
 def _resume(job: Job) -> int:
-    if not (job.run.folder / "state").is_dir():
+    if not (job.run.folder / "state" / "state.json").is_file():
         return 0  # stopped before it was saved for the first time
     step, extra = load_state(
         job.run.folder / "state", modules={"run": job.run, "ema": job.ema}, optimizer=job.optimizer

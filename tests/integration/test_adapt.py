@@ -146,6 +146,7 @@ def test_a_run_that_was_killed_before_it_was_saved_resumes_from_its_start(tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         adapt(settings, tmp_path / "killed", device="cpu", progress=die)
+    (tmp_path / "killed" / "state").mkdir()  # killed within its first save
     adapt(settings, tmp_path / "killed", device="cpu", resume=True)
     adapt(settings, tmp_path / "whole", device="cpu")
     whole, killed = (load_file(tmp_path / n / "adapter.safetensors") for n in ("whole", "killed"))
