@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Callable, Optional, Sequence
 
 from processing.core.ProcessingConfig import ProcessingConfig
-from qgis.core import QgsApplication, QgsProcessingAlgorithm, QgsProcessingException, QgsProcessingFeedback
+from qgis.core import (
+    QgsApplication,
+    QgsProcessingAlgorithm,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProcessingParameterDefinition,
+)
 from qgis.PyQt.QtGui import QIcon
 
 from .engine import SETTING, EngineCommand, clean_environment, find_engine
@@ -55,6 +61,11 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         except EngineError as error:
             return False, str(error)
         return True, ""
+
+    def add(self, parameter: QgsProcessingParameterDefinition, text: str) -> None:
+        """Add a parameter with the help that its tooltip shows."""
+        parameter.setHelp(text)
+        self.addParameter(parameter)
 
     def run_command(
         self, arguments: Sequence[str], feedback: QgsProcessingFeedback, *, after_crash: Callable[[int], None]

@@ -161,11 +161,11 @@ class SegmentRaster(EngineAlgorithm):
     def initAlgorithm(self, configuration: Optional[Parameters] = None) -> None:
         """Declare the parameters."""
         del configuration
-        self._add(
+        self.add(
             QgsProcessingParameterRasterLayer("INPUT", "Scene"),
             "A raster file, also a virtual raster or a file in the cloud. Web maps are refused: save them first.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterFile(
                 "MODEL",
                 "Model (empty: the demo model)",
@@ -175,38 +175,34 @@ class SegmentRaster(EngineAlgorithm):
             "An ONNX file of cegate-geo, Deepness, GeoDeep or geoai, an .emd of ArcGIS (ONNX only), or a STAC item "
             "of a model. The help says more.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterBand("BANDS", "Bands (empty: as the model says)", None, "INPUT", True, True),
             "Bands of the scene in the order that the model wants, for example red, green, blue.",
         )
         polygons = QgsProcessing.TypeVectorPolygon
-        self._add(
+        self.add(
             QgsProcessingParameterFeatureSource("AOI", "Area of interest", [polygons], None, True),
             "Polygons, in any CRS: only what lies inside is segmented, the rest becomes nodata.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterString("NODATA", "Nodata value (where the file has none)", None, False, True),
             "Value of pixels without data, for scenes whose holes carry no flag: 255, or one a band: 255,255,255.",
         )
         for parameter, text in _advanced():
             parameter.setFlags(parameter.flags() | Definition.FlagAdvanced)
-            self._add(parameter, text)
-        self._add(
+            self.add(parameter, text)
+        self.add(
             QgsProcessingParameterRasterDestination("OUTPUT", "Class map"),
             "A cloud-optimised GeoTIFF on the scene's grid, with class colours and names.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterVectorDestination("VECTOR", "Polygons", polygons, None, True, False),
             "GeoPackage or FlatGeobuf.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterRasterDestination("CONFIDENCE", "Confidence", None, True, False),
             "How sure the model is of the winning class.",
         )
-
-    def _add(self, parameter: Definition, text: str) -> None:
-        parameter.setHelp(text)
-        self.addParameter(parameter)
 
     def checkParameterValues(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[bool, Optional[str]]:
         """What the dialog shows before anything runs."""

@@ -86,33 +86,29 @@ class SetUpEngine(EngineAlgorithm):
     def initAlgorithm(self, configuration: Optional[dict[Optional[str], Any]] = None) -> None:  # noqa: ARG002
         """Declare the parameters."""
         behaviours = QgsProcessingParameterFile.Behavior
-        self._add(
+        self.add(
             QgsProcessingParameterEnum("ACTION", "What to do", ACTIONS, False, "install", False, True),
             "'install' makes the environment, in the place of an older one; 'check' asks the installed engine; "
             "'remove' deletes the environment.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterEnum("VARIANT", "Variant", list(EXTRAS), False, "cpu", False, True),
             "'cpu' runs everywhere; 'gpu' is for NVIDIA cards, with CUDA and cuDNN on this computer; 'train' predicts "
             "on the CPU and adapts models too.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterFile("WHEEL", "Wheel of the engine", behaviours.File, "whl", None, True),
             "A file cegate_geo-VERSION-py3-none-any.whl. What it needs comes from the package index.",
         )
-        self._add(
+        self.add(
             QgsProcessingParameterFile("FOLDER", "Folder of wheels (offline)", behaviours.Folder, "", None, True),
             "A folder that `pip download` filled, on the same kind of system and Python. No network is used.",
         )
         python = QgsProcessingParameterFile("PYTHON", "Python or uv (empty: look for one)", optional=True)
         python.setFlags(python.flags() | Definition.FlagAdvanced)
-        self._add(python, "The program of a Python 3.11 or newer, or of uv. Never QGIS' own.")
+        self.add(python, "The program of a Python 3.11 or newer, or of uv. Never QGIS' own.")
         self.addOutput(QgsProcessingOutputString("ENGINE", "Folder of the engine"))
         self.addOutput(QgsProcessingOutputString("VERSION", "Version of the engine"))
-
-    def _add(self, parameter: Definition, text: str) -> None:
-        parameter.setHelp(text)
-        self.addParameter(parameter)
 
     def checkParameterValues(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[bool, Optional[str]]:
         """What the dialog shows before anything runs."""
