@@ -6,9 +6,11 @@ from cegate_geo.peft.fisher import fisher_scores, gradient_norms, normalise_scor
 from cegate_geo.peft.gate import Gate, GateConfig, Policy, Selection, select
 from cegate_geo.peft.modules import FrequencyModule, SemanticModule, SiteModule, SpatialModule
 from cegate_geo.peft.prune import merge, prune
-from cegate_geo.peft.sites import KINDS, Kind, ModuleKey
+from cegate_geo.peft.rivals import PromptModule, ReinModule
+from cegate_geo.peft.sites import ALL_KINDS, KINDS, Kind, ModuleKey
 
 __all__ = [
+    "ALL_KINDS",
     "KINDS",
     "METHODS",
     "FrequencyModule",
@@ -20,6 +22,8 @@ __all__ = [
     "Method",
     "ModuleKey",
     "Policy",
+    "PromptModule",
+    "ReinModule",
     "Selection",
     "SemanticModule",
     "SiteModule",

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from cegate_geo.errors import ConfigError, InputError, ModelError
 from cegate_geo.peft.blocks import TokenGrid, adapt_block, place, remove, restore_block
 from cegate_geo.peft.modules import FrequencyModule, SemanticModule, SiteModule, SpatialModule
-from cegate_geo.peft.sites import KINDS, BlockSites, Kind, ModuleKey, find_sites
+from cegate_geo.peft.rivals import PromptModule, ReinModule, ReinProjections
+from cegate_geo.peft.sites import ALL_KINDS, KINDS, BlockSites, Kind, ModuleKey, find_sites, qkv_layers
 
 Inactive = Literal["frozen", "bypass"]
 """What an inactive module does: stay in the forward pass with the weights that it has, or be left out of it."""
@@ -47,18 +48,27 @@ class ToolboxConfig:
     """Inner channels of each expert of the frequency module."""
     frequency_cutoff: float = 0.3
     """Share of the shorter side of the token grid that counts as low frequency, 0 < cutoff <= 1."""
+    rein_tokens: int = 100
+    """Learnable tokens of Rein in each layer."""
+    rein_rank: int = 16
+    """Inner size of the factors of Rein's tokens; 0 for tokens in full."""
+    prompt_tokens: int = 100
+    """Deep prompts in each layer."""
     inactive: Inactive = "frozen"
     """What modules do that are not active."""
 
     def __post_init__(self) -> None:
-        unknown = [kind for kind in self.kinds if kind not in KINDS]
+        unknown = [kind for kind in self.kinds if kind not in ALL_KINDS]
         if unknown or len(set(self.kinds)) != len(self.kinds):
-            raise ConfigError(f"kinds={self.kinds!r} is not allowed.", hint=f"Name each of {', '.join(KINDS)} once.")
+            hint = f"Name each of {', '.join(ALL_KINDS)} once."
+            raise ConfigError(f"kinds={self.kinds!r} is not allowed.", hint=hint)
         sizes = {"spatial_rank": self.spatial_rank, "semantic_dim": self.semantic_dim}
         sizes["frequency_dim"] = self.frequency_dim
-        for name, size in sizes.items():
-            if size < 1:
-                raise ConfigError(f"{name}={size} is not allowed.", hint="Use 1 or more.")
+        sizes["prompt_tokens"] = self.prompt_tokens
+        smallest = {"rein_tokens": 2, "rein_rank": 0}
+        for name, size in (sizes | {"rein_tokens": self.rein_tokens, "rein_rank": self.rein_rank}).items():
+            if size < (least := smallest.get(name, 1)):
+                raise ConfigError(f"{name}={size} is not allowed.", hint=f"Use {least} or more.")
         if not 0 < self.frequency_cutoff <= 1:
             raise ConfigError(
                 f"frequency_cutoff={self.frequency_cutoff} is not allowed.", hint="Use more than 0 and at most 1."
@@ -112,14 +122,16 @@ class Toolbox:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """All parameters of all modules, active or not, ordered by key. What an optimiser is to be given."""
-        for module in self._modules.values():
-            yield from module.parameters()
+        yield from (parameter for _, parameter in self.named_parameters())
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """As `parameters`, with the names of `state_dict`."""
+        seen: set[int] = set()  # what layers share is named after the first of them
         for key, module in self._modules.items():
             for name, parameter in module.named_parameters():
-                yield f"{key}.{name}", parameter
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield f"{key}.{name}", parameter
 
     def count_parameters(self, keys: Collection[ModuleKey] | None = None) -> int:
         """Number of scalar parameters.
@@ -131,7 +143,8 @@ class Toolbox:
             The sum over these modules.
         """
         keys = self._modules.keys() if keys is None else self._known(keys)
-        return sum(parameter.numel() for key in keys for parameter in self._modules[key].parameters())
+        found = {id(p): p.numel() for key in keys for p in self._modules[key].parameters()}
+        return sum(found.values())
 
     def set_active(self, keys: Collection[ModuleKey], *, gradients: Gradients = "mask") -> None:
         """Choose the modules that are trained; with `inactive="bypass"` the others also leave the forward pass.
@@ -146,17 +159,17 @@ class Toolbox:
             InputError: A key is not in the toolbox.
         """
         self._active = frozenset(self._known(keys))
-        for key, module in self._modules.items():
-            is_active = key in self._active
+        for key, module in sorted(self._modules.items(), key=lambda item: item[0] in self._active):
+            is_active = key in self._active  # active ones last: what they share with others is trained
             module.requires_grad_(is_active or gradients == "mask")
             module.is_bypassed = not is_active and self.config.inactive == "bypass"
 
     def mask_gradients(self) -> None:
         """Drop the gradients of inactive modules, so that no optimiser moves them: not even by weight decay."""
-        for key, module in self._modules.items():
-            if key not in self._active:
-                for parameter in module.parameters():
-                    parameter.grad = None
+        trained = {id(p) for key in self._active for p in self._modules[key].parameters()}
+        for parameter in self.parameters():
+            if id(parameter) not in trained:
+                parameter.grad = None
 
     def state_dict(self) -> dict[str, Tensor]:
         """The weights of all modules, and nothing of the ViT.
@@ -247,7 +260,7 @@ def attach(vit: nn.Module, config: ToolboxConfig, *, keys: Collection[ModuleKey]
         InputError: A key lies outside the model or `config.kinds`.
     """
     sites = find_sites(vit, config.kinds)
-    possible = [ModuleKey(site.layer, kind) for site in sites for kind in KINDS if kind in config.kinds]
+    possible = [ModuleKey(site.layer, kind) for site in sites for kind in ALL_KINDS if kind in config.kinds]
     wanted = set(possible if keys is None else keys)
     if not wanted <= set(possible):
         raise InputError(
@@ -261,12 +274,13 @@ def attach(vit: nn.Module, config: ToolboxConfig, *, keys: Collection[ModuleKey]
     if any(key.kind == "frequency" for key in wanted):
         hook = vit.get_submodule("patch_embed").register_forward_hook(grid.observe)
     modules: dict[ModuleKey, SiteModule] = {}
+    maker = _Maker(config, vit)
     for site in sites:
         own = [key for key in possible if key.layer == site.layer and key in wanted]
         if own:
             adapt_block(site.block, site.family, grid)
         for key in own:
-            modules[key] = _make(key.kind, site, config)
+            modules[key] = maker.make(key.kind, site)
             place(site.block, modules[key])
     return Toolbox(vit=vit, config=config, modules=modules, required=required, hook=hook)
 
@@ -286,14 +300,36 @@ def keys_of(state: Mapping[str, Tensor]) -> tuple[ModuleKey, ...]:
     return tuple(sorted({ModuleKey.parse(name) for name in state}))
 
 
-def _make(kind: Kind, site: BlockSites, config: ToolboxConfig) -> SiteModule:
-    module: SiteModule
-    if kind == "spatial":
-        qkv = site.block.attn.qkv
-        module = SpatialModule(qkv.in_features, qkv.out_features // 3, config.spatial_rank)
-    elif kind == "semantic":
-        module = SemanticModule(site.dim, config.semantic_dim)
-    else:
-        module = FrequencyModule(site.dim, config.frequency_dim, config.frequency_cutoff)
-    weight = site.block.norm2.weight
-    return module.to(device=weight.device, dtype=weight.dtype).train(site.block.training)
+class _Maker:
+    """Makes the modules of one ViT.
+
+    Args:
+        config: Their sizes.
+        vit: Prompts ask it for the side of its patches.
+    """
+
+    def __init__(self, config: ToolboxConfig, vit: Any) -> None:
+        self.config = config
+        self.vit = vit
+        self._shared: ReinProjections | None = None
+
+    def make(self, kind: Kind, site: BlockSites) -> SiteModule:
+        """A module for a block, with the block's device and dtype."""
+        weight = site.block.norm2.weight
+        return self._bare(kind, site).to(device=weight.device, dtype=weight.dtype).train(site.block.training)
+
+    def _bare(self, kind: Kind, site: BlockSites) -> SiteModule:
+        config = self.config
+        if kind == "spatial":
+            layers = qkv_layers(site.block.attn)
+            first = next(iter(layers.values()))
+            outputs = first.out_features // 3 if "qkv" in layers else first.out_features
+            return SpatialModule(first.in_features, outputs, config.spatial_rank)
+        if kind == "semantic":
+            return SemanticModule(site.dim, config.semantic_dim)
+        if kind == "frequency":
+            return FrequencyModule(site.dim, config.frequency_dim, config.frequency_cutoff)
+        if kind == "prompt":
+            return PromptModule(site.dim, config.prompt_tokens, self.vit.patch_embed.patch_size[0])
+        self._shared = self._shared or ReinProjections(site.dim)
+        return ReinModule(site.dim, config.rein_tokens, config.rein_rank, self._shared)

@@ -1,8 +1,8 @@
 """Methods by name: which modules are placed, and how the gate chooses among them.
 
 Baselines use the module types of the toolbox, at their default places and zero starts, so that a comparison differs in
-one thing only. `random`, `fixed` and `grad-norm` are the controls that tell whether Fisher scores matter, or only that
-fewer parameters are trained.
+one thing only; Rein and VPT bring their own (`rivals`). `random`, `fixed` and `grad-norm` are the controls that tell
+whether Fisher scores matter, or only that fewer parameters are trained.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Method:
     """A way to adapt a frozen backbone."""
 
     kinds: tuple[Kind, ...]
-    """Module types that it places in every block; empty for none. Limited to those of the ToolboxConfig."""
+    """Module types that it places in every block; empty for none. The ToolboxConfig limits those of the toolbox."""
     policy: Policy
     """How its gate chooses."""
 
@@ -37,12 +37,12 @@ METHODS: dict[str, Method] = {
     "lora": Method(("spatial",), "all"),
     "adaptformer": Method(("semantic",), "all"),
     "earth-adapter": Method(("frequency",), "all"),
+    "rein": Method(("rein",), "all"),
+    "vpt": Method(("prompt",), "all"),
     "frozen": Method((), "none"),
 }
 """All methods by name."""
 
-PLANNED = frozenset({"rein", "vpt"})
-"""Methods of the field that this version does not have."""
 ELSEWHERE = frozenset({"full"})
 """Methods without modules: training the backbone itself is a matter of `cegate_geo.train`."""
 
@@ -57,12 +57,10 @@ def find_method(name: str) -> Method:
         The method.
 
     Raises:
-        ConfigError: The name is not known, the method is not built yet, or has no modules.
+        ConfigError: The name is not known, or the method has no modules.
     """
     if name in ELSEWHERE:
         raise ConfigError(f"The method {name!r} has no modules.", hint="Train the backbone without a toolbox.")
-    if name in PLANNED:
-        raise ConfigError(f"The method {name!r} is not built yet.", hint=f"Use one of {', '.join(METHODS)}.")
     if name not in METHODS:
         raise ConfigError(f"The method {name!r} is not known.", hint=f"Use one of {', '.join(METHODS)}.")
     return METHODS[name]
@@ -85,7 +83,7 @@ def build_toolbox(vit: nn.Module, method: str, config: ToolboxConfig | None = No
     """
     config = ToolboxConfig() if config is None else config
     wanted = find_method(method).kinds
-    kinds = tuple(kind for kind in wanted if kind in config.kinds)
+    kinds = tuple(kind for kind in wanted if kind in config.kinds or kind not in KINDS)
     if wanted and not kinds:
         raise ConfigError(
             f"The method {method!r} places {', '.join(wanted)}, but kinds={config.kinds!r}.",

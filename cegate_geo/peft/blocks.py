@@ -7,6 +7,9 @@ gives the class back, and with it timm's own forward:
     x = x + drop(ls1(attn(norm1(x))))                      spatial: inside attn.qkv
     y = x + drop(ls2(mlp(norm2(x)))) + semantic(x)
     y[:, P:] = y[:, P:] + frequency(y[:, P:], (h, w))      P prefix tokens stay as they are
+    y[:, P:] = y[:, P:] + rein(y[:, P:])
+
+Deep prompts stand between prefix and patch tokens within the block only.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from cegate_geo.errors import SiteError
-from cegate_geo.peft.modules import FrequencyModule, SemanticModule, SiteModule, SpatialModule
-from cegate_geo.peft.sites import BlockFamily
+from cegate_geo.peft.modules import FrequencyModule, LowRank, SemanticModule, SiteModule, SpatialModule
+from cegate_geo.peft.rivals import PromptModule, ReinModule
+from cegate_geo.peft.sites import BlockFamily, qkv_layers
 
 
 class TokenGrid:
@@ -66,32 +70,68 @@ class AdaptedQkv(nn.Linear):
         return qkv + self.spatial(input)
 
 
+class AdaptedProjection(nn.Linear):
+    """A q or v layer of its own with its part of a spatial module, which is registered once, on the q layer."""
+
+    spatial: SpatialModule
+    part: str
+    """Name of the part: "q" or "v"."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(..., d) to (..., d_attn)."""
+        own = super().forward(input)
+        module = self.__dict__.get("borrowed") or self.spatial
+        if module.is_bypassed:
+            return own
+        update: LowRank = getattr(module, self.part)
+        return own + update(input)
+
+
 class _AdaptedBlock:
     """What adapted blocks share. Mixed in before timm's class, so that attributes are timm's (hence Any)."""
 
     token_grid: TokenGrid
     semantic: SemanticModule | None
     frequency: FrequencyModule | None
+    rein: ReinModule | None
+    prompt: PromptModule | None
+
+    def _enter(self, x: Tensor, attention: dict[str, Any]) -> Tensor:
+        """The block's input with its prompts; `attention` is changed to suit."""
+        if self.prompt is None or self.prompt.is_bypassed:
+            return x
+        if attention.get("attn_mask") is not None:
+            raise SiteError("Prompts and an attention mask do not go together.", hint="Call the ViT without a mask.")
+        if attention.get("rope") is not None:
+            attention["rope"] = self.prompt.extend(attention["rope"])
+        return self.prompt.insert(x, self.token_grid.prefix)
 
     def _adapt(self, x: Tensor, mlp: Tensor) -> Tensor:
+        P = self.token_grid.prefix
         y = x + mlp
+        if self.prompt is not None and not self.prompt.is_bypassed:
+            x, y = self.prompt.drop(x, P), self.prompt.drop(y, P)
         if self.semantic is not None and not self.semantic.is_bypassed:
             y = y + self.semantic(x)
         if self.frequency is not None and not self.frequency.is_bypassed:
-            P = self.token_grid.prefix
             patches = y[:, P:] + self.frequency(y[:, P:], self.token_grid.shape)
+            y = torch.cat((y[:, :P], patches), dim=1) if P else patches
+        if self.rein is not None and not self.rein.is_bypassed:
+            patches = y[:, P:] + self.rein(y[:, P:])
             y = torch.cat((y[:, :P], patches), dim=1) if P else patches
         return y
 
 
 class _AdaptedVitBlock(_AdaptedBlock):
     def forward(self: Any, x: Tensor, **attention: Any) -> Tensor:
+        x = self._enter(x, attention)
         x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x), **attention)))
         return self._adapt(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
 
 
 class _AdaptedEvaBlock(_AdaptedBlock):
     def forward(self: Any, x: Tensor, **attention: Any) -> Tensor:
+        x = self._enter(x, attention)
         attended = self.attn(self.norm1(x), **attention)
         if self.gamma_1 is not None:
             attended = self.gamma_1 * attended
@@ -103,6 +143,10 @@ class _AdaptedEvaBlock(_AdaptedBlock):
 
 
 _FORWARDS: dict[BlockFamily, type[_AdaptedBlock]] = {"vit": _AdaptedVitBlock, "eva": _AdaptedEvaBlock}
+
+
+_IN_BLOCK = ("semantic", "frequency", "rein", "prompt")
+"""Modules that are registered on the block itself; spatial ones are on its qkv layers."""
 
 
 @cache
@@ -121,8 +165,8 @@ def adapt_block(block: Any, family: BlockFamily, grid: TokenGrid) -> None:
     base: type = type(block)
     block.__class__ = _adapted_class(base, family)
     block.token_grid = grid
-    block.semantic = None
-    block.frequency = None
+    for name in _IN_BLOCK:
+        setattr(block, name, None)
 
 
 def restore_block(block: Any) -> None:
@@ -131,7 +175,7 @@ def restore_block(block: Any) -> None:
     Args:
         block: An adapted block.
     """
-    for name in ("token_grid", "semantic", "frequency"):
+    for name in ("token_grid", *_IN_BLOCK):
         delattr(block, name)
     block.__class__ = type(block).__bases__[1]
 
@@ -150,6 +194,12 @@ def place(block: Any, module: SiteModule) -> None:
         setattr(block, module.kind, module)
         return
     attn = block.attn
+    if "q_proj" in qkv_layers(attn):
+        attn.q_proj.__class__ = attn.v_proj.__class__ = AdaptedProjection
+        attn.q_proj.part, attn.v_proj.part = "q", "v"
+        attn.q_proj.spatial = module
+        attn.v_proj.__dict__["borrowed"] = module  # registered twice, its weights would have two names
+        return
     if getattr(attn, "q_bias", None) is not None and not attn.qkv_bias_separate:
         attn.qkv_bias_separate = True
         attn.qkv_bias_was_fused = True
@@ -169,8 +219,27 @@ def remove(block: Any, module: SiteModule) -> None:
         setattr(block, module.kind, None)
         return
     attn = block.attn
+    if "q_proj" in qkv_layers(attn):
+        del attn.q_proj.spatial, attn.q_proj.part, attn.v_proj.borrowed, attn.v_proj.part
+        attn.q_proj.__class__ = attn.v_proj.__class__ = nn.Linear
+        return
     del attn.qkv.spatial
     attn.qkv.__class__ = nn.Linear
     if hasattr(attn, "qkv_bias_was_fused"):
         attn.qkv_bias_separate = False
         del attn.qkv_bias_was_fused
+
+
+@torch.no_grad()
+def fold(block: Any, module: SpatialModule) -> None:
+    """Add what a spatial module adds to the weights of the layers that it sits on; it stays in place.
+
+    The sum is taken in float64 and rounded once to the weight's dtype.
+
+    Args:
+        block: An adapted block.
+        module: The spatial module that it carries.
+    """
+    for name, layer in qkv_layers(block.attn).items():
+        delta = module.weight_delta() if name == "qkv" else getattr(module, layer.part).weight_delta()
+        layer.weight.copy_(layer.weight.double() + delta)

@@ -1,6 +1,6 @@
 """The three module types. Each returns what is to be added at its site, and returns exact zeros at its start.
 
-- spatial: LoRA (arXiv 2106.09685) on q and v of a fused qkv layer,
+- spatial: LoRA (arXiv 2106.09685) on q and v,
 - semantic: parallel adapter (AdaptFormer, arXiv 2205.13535) with GELU and biases, unscaled,
 - frequency: Earth-Adapter (arXiv 2504.06220) on patch tokens, with zero-initialised up-projections,
 
@@ -53,9 +53,14 @@ class LowRank(nn.Module):
         """(..., dim_in) to (..., dim_out)."""
         return self.up(self.down(x))
 
+    @torch.no_grad()
+    def weight_delta(self) -> Tensor:
+        """The product as one matrix: (dim_out, dim_in), float64."""
+        return self.up.weight.double() @ self.down.weight.double()
+
 
 class SpatialModule(SiteModule):
-    """LoRA on the q and v parts of a fused qkv layer; alpha equals the rank, so that the scale is 1.
+    """LoRA on q and v, of a fused qkv layer or of two; alpha equals the rank, so that the scale is 1.
 
     Args:
         dim: Input channels of the qkv layer.
@@ -85,7 +90,7 @@ class SpatialModule(SiteModule):
     @torch.no_grad()
     def weight_delta(self) -> Tensor:
         """What is added to the weight of qkv by a merge: (3 * dim_out, dim), float64."""
-        q, v = (part.up.weight.double() @ part.down.weight.double() for part in (self.q, self.v))
+        q, v = self.q.weight_delta(), self.v.weight_delta()
         return torch.cat((q, torch.zeros_like(q), v), dim=0)
 
 

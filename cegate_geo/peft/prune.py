@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-import torch
-
 from cegate_geo.errors import InputError
 from cegate_geo.peft.attach import Toolbox
+from cegate_geo.peft.blocks import fold
 from cegate_geo.peft.modules import SpatialModule
 from cegate_geo.peft.sites import ModuleKey
 
@@ -43,9 +42,8 @@ def prune(toolbox: Toolbox, keep: Collection[ModuleKey]) -> tuple[ModuleKey, ...
     return removed
 
 
-@torch.no_grad()
 def merge(toolbox: Toolbox) -> tuple[ModuleKey, ...]:
-    """Fold every spatial module into its qkv weight, which is a plain `nn.Linear` again afterwards.
+    """Fold every spatial module into its qkv weights, which are those of a plain `nn.Linear` again afterwards.
 
     The sum is taken in float64 and rounded once to the weight's dtype. The base weights change for good: `detach` does
     not bring them back.
@@ -68,8 +66,7 @@ def merge(toolbox: Toolbox) -> tuple[ModuleKey, ...]:
         )
     for key in merged:
         module = toolbox.modules[key]
-        weight = toolbox.vit.get_parameter(f"{key.site}.weight")
         if isinstance(module, SpatialModule):
-            weight.copy_(weight.double() + module.weight_delta())
+            fold(toolbox.vit.get_submodule(f"blocks.{key.layer}"), module)
     toolbox.remove(merged)
     return merged

@@ -16,16 +16,19 @@ from torch import nn
 
 from cegate_geo.errors import InputError, SiteError
 
-Kind = Literal["spatial", "semantic", "frequency"]
-"""Module type: LoRA on q and v, parallel adapter, Earth-Adapter."""
+Kind = Literal["spatial", "semantic", "frequency", "rein", "prompt"]
+"""Module type: LoRA on q and v, parallel adapter, Earth-Adapter, Rein, deep prompts (VPT)."""
 
 KINDS: tuple[Kind, ...] = ("spatial", "semantic", "frequency")
-"""All module types, in the order in which a block computes them; also the order of modules within a layer."""
+"""Module types of the toolbox, which the gate chooses among, in the order in which a block computes them."""
+
+ALL_KINDS: tuple[Kind, ...] = (*KINDS, "rein", "prompt")
+"""All module types, those of other methods included; also the order of modules within a layer."""
 
 BlockFamily = Literal["vit", "eva"]
 """Which of timm's two block forwards a block computes."""
 
-_SITE_SUFFIX: dict[str, str] = {"spatial": ".attn.qkv", "semantic": ".mlp", "frequency": ""}
+_SITE_SUFFIX: dict[str, str] = {"spatial": ".attn.qkv", "semantic": ".mlp"}
 _BLOCKS: dict[tuple[str, str], BlockFamily] = {
     ("timm.models.vision_transformer", "Block"): "vit",
     ("timm.models.eva", "EvaBlock"): "eva",
@@ -43,7 +46,7 @@ _ATTENTIONS = frozenset(
 @total_ordering
 @dataclass(frozen=True, slots=True)
 class ModuleKey:
-    """Names one module of the toolbox: a layer and a module type. Ordered by layer, then by the order of `KINDS`.
+    """Names one module of the toolbox: a layer and a module type. Ordered by layer, then by the order of `ALL_KINDS`.
 
     Example:
         >>> key = ModuleKey(3, "spatial")
@@ -59,22 +62,22 @@ class ModuleKey:
     """Module type."""
 
     def __post_init__(self) -> None:
-        if self.layer < 0 or self.kind not in KINDS:
+        if self.layer < 0 or self.kind not in ALL_KINDS:
             raise InputError(
                 f"No module can be called layer={self.layer}, kind={self.kind!r}.",
-                hint=f"Count layers from 0 and use a kind of {', '.join(KINDS)}.",
+                hint=f"Count layers from 0 and use a kind of {', '.join(ALL_KINDS)}.",
             )
 
     def __lt__(self, other: ModuleKey) -> bool:
-        return (self.layer, KINDS.index(self.kind)) < (other.layer, KINDS.index(other.kind))
+        return (self.layer, ALL_KINDS.index(self.kind)) < (other.layer, ALL_KINDS.index(other.kind))
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.{self.kind}"
 
     @property
     def site(self) -> str:
-        """Name of the site in timm's words, such as `blocks.3.attn.qkv`."""
-        return f"blocks.{self.layer}{_SITE_SUFFIX[self.kind]}"
+        """Name of the site in timm's words, such as `blocks.3.attn.qkv` (of which q_proj and v_proj may be parts)."""
+        return f"blocks.{self.layer}{_SITE_SUFFIX.get(self.kind, '')}"
 
     @classmethod
     def parse(cls, text: str) -> ModuleKey:
@@ -90,7 +93,7 @@ class ModuleKey:
             InputError: The text names no module.
         """
         root, *rest = text.split(".")
-        if root != "blocks" or len(rest) < 2 or not rest[0].isdecimal() or rest[1] not in KINDS:
+        if root != "blocks" or len(rest) < 2 or not rest[0].isdecimal() or rest[1] not in ALL_KINDS:
             raise InputError(f"{text!r} names no module.", hint="Names look like blocks.3.spatial.")
         return cls(int(rest[0]), rest[1])
 
@@ -150,14 +153,14 @@ def _check_block(layer: int, block: Any, kinds: Collection[Kind]) -> BlockSites:
 
 
 def check_qkv(name: str, attn: Any) -> None:
-    """Check that an attention computes q, k and v by calling one fused, plain linear layer.
+    """Check that an attention computes q, k and v by calling one fused linear layer, or one for each.
 
     Args:
         name: Name of the block, for the message.
         attn: timm's attention module.
 
     Raises:
-        SiteError: It does not, so that LoRA on `qkv` would be bypassed.
+        SiteError: It does not, so that LoRA there would be bypassed.
     """
     cls = type(attn)
     if (cls.__module__, cls.__qualname__) not in _ATTENTIONS:
@@ -165,17 +168,33 @@ def check_qkv(name: str, attn: Any) -> None:
             f"{name}.attn is a {cls.__module__}.{cls.__qualname__}: it may bypass a module at {name}.attn.qkv.",
             hint="Leave the kind 'spatial' out, or use a model with timm's Attention, AttentionRope or EvaAttention.",
         )
-    qkv = getattr(attn, "qkv", None)
-    if type(qkv) is not nn.Linear:
+    parts = qkv_layers(attn)
+    for part, layer in parts.items():
+        if type(layer) is not nn.Linear:
+            raise SiteError(
+                f"{name}.attn.{part} is {type(layer).__name__}, not nn.Linear.",
+                hint="Attach before quantising or wrapping the model.",
+            )
+    outputs = [layer.out_features for layer in parts.values()]
+    if len(set(outputs)) > 1 or (len(parts) == 1 and outputs[0] % 3):
         raise SiteError(
-            f"{name}.attn.qkv is {type(qkv).__name__}, not one fused nn.Linear.",
-            hint="Create the model with qkv_fused=True and attach before quantising or wrapping it.",
-        )
-    if qkv.out_features % 3:
-        raise SiteError(
-            f"{name}.attn.qkv has {qkv.out_features} outputs: q, k and v are not of one size.",
+            f"{name}.attn.{', '.join(parts)} has {outputs} outputs: q, k and v are not of one size.",
             hint="Leave the kind 'spatial' out for grouped-query attention.",
         )
+
+
+def qkv_layers(attn: Any) -> dict[str, Any]:
+    """The layers of an attention that LoRA goes to, by name: the fused `qkv`, else `q_proj` and `v_proj`.
+
+    Args:
+        attn: timm's attention module.
+
+    Returns:
+        Name of the attribute to what is there; None where there is nothing.
+    """
+    if getattr(attn, "qkv", None) is None and getattr(attn, "q_proj", None) is not None:
+        return {"q_proj": attn.q_proj, "v_proj": getattr(attn, "v_proj", None)}
+    return {"qkv": getattr(attn, "qkv", None)}
 
 
 def _check_token_grid(vit: nn.Module) -> None:

@@ -11,7 +11,18 @@ from cegate_geo.errors import ConfigError
 from cegate_geo.train.unlabelled import UnlabelledSource
 
 Method = Literal[
-    "gate", "frozen", "full", "lora", "adaptformer", "earth-adapter", "all", "random", "fixed", "grad-norm"
+    "gate",
+    "frozen",
+    "full",
+    "lora",
+    "adaptformer",
+    "earth-adapter",
+    "rein",
+    "vpt",
+    "all",
+    "random",
+    "fixed",
+    "grad-norm",
 ]
 
 
@@ -53,7 +64,7 @@ class ModelConfig:
     """timm name."""
     weights: str = ""
     """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none."""
-    head: Literal["linear", "dpt", "dpt-detail"] = "dpt"
+    head: Literal["linear", "dpt", "dpt-detail", "upernet", "mask2former"] = "dpt"
     head_dim: int = 128
     """Width of the head."""
     tile_size: int = 512
@@ -83,6 +94,21 @@ class FrequencyConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReinConfig:
+    """Rein: learnable tokens in each layer, as factors of a rank (0 = in full)."""
+
+    tokens: int = 100
+    rank: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VptConfig:
+    """Deep prompts in each layer."""
+
+    tokens: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PeftConfig:
     """[peft]: which modules there are, and how the gate chooses."""
 
@@ -97,6 +123,8 @@ class PeftConfig:
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
+    rein: ReinConfig = field(default_factory=ReinConfig)
+    vpt: VptConfig = field(default_factory=VptConfig)
 
     def __post_init__(self) -> None:
         if not 0 < self.budget <= 1 or self.every < 1 or self.samples < 1:

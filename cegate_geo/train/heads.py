@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
+from cegate_geo.train.upernet import UPerNetHead, reassemble
 
-HEADS = ("linear", "dpt", "dpt-detail")
+HEADS = ("linear", "dpt", "dpt-detail", "upernet")
 
 
 def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) -> nn.Module:
@@ -29,6 +30,13 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) ->
         return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
     if name == "dpt-detail":
         return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+    if name == "upernet":
+        return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+    if name == "mask2former":
+        raise ConfigError(
+            "The head 'mask2former' is not built: no kept library offers one that exports to plain ONNX of opset 17.",
+            hint=f"Use one of {', '.join(HEADS)}.",
+        )
     raise ConfigError(f"There is no head {name!r}.", hint=f"Use one of {', '.join(HEADS)}.")
 
 
@@ -77,7 +85,7 @@ class DptHead(nn.Module):
         if dim % 8:
             raise ConfigError(f"model.head_dim = {dim} is no multiple of 8.", hint="Use 64, 96, 128, 256, ...")
         self.norms = nn.ModuleList([nn.GroupNorm(1, in_dim) for _ in range(levels)])
-        self.reassemble = nn.ModuleList([_reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
+        self.reassemble = nn.ModuleList([reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
         self.units = nn.ModuleList([ResidualUnit(dim) for _ in range(levels)])
         self.out = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(dim // 2, classes, 1))
 
@@ -139,13 +147,3 @@ class DetailHead(nn.Module):
 
 def _downsample(channels: int, dim: int) -> nn.Module:
     return nn.Sequential(nn.Conv2d(channels, dim, 3, stride=2, padding=1), nn.GroupNorm(4, dim), nn.ReLU())
-
-
-def _reassemble(in_dim: int, dim: int, octave: int) -> nn.Module:
-    """Tokens to a map that is finer (octave < 0) or coarser (octave = 1) than the token grid by factors of two."""
-    if octave < 0:
-        factor = 2**-octave
-        return nn.Sequential(nn.Conv2d(in_dim, dim, 1), nn.ConvTranspose2d(dim, dim, kernel_size=factor, stride=factor))
-    if octave == 0:
-        return nn.Conv2d(in_dim, dim, 1)
-    return nn.Conv2d(in_dim, dim, 3, stride=2, padding=1)

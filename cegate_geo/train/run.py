@@ -164,5 +164,8 @@ def _toolbox_config(config: AdaptConfig) -> ToolboxConfig:
         semantic_dim=peft.semantic.dim,
         frequency_dim=peft.frequency.dim,
         frequency_cutoff=peft.frequency.cutoff,
+        rein_tokens=peft.rein.tokens,
+        rein_rank=peft.rein.rank,
+        prompt_tokens=peft.vpt.tokens,
         inactive=peft.inactive,
     )

@@ -23,6 +23,10 @@ TOYS: dict[str, tuple[str, dict[str, Any]]] = {
     "dinov3": ("vit_small_patch16_dinov3", {}),
     "dinov3-swiglu": ("vit_small_plus_patch16_dinov3", {}),
     "dinov3-qkvb": ("vit_small_patch16_dinov3_qkvb", {}),
+    "dinov2-giant-swiglu": ("vit_giant_patch14_dinov2", {"img_size": 56, "dynamic_img_size": True}),
+    "dinov2-16-px": ("vit_small_patch14_reg4_dinov2", {"img_size": 64, "patch_size": 16, "dynamic_img_size": True}),
+    "eva-bias-in-call": ("eva02_tiny_patch14_224", {"img_size": 56, "dynamic_img_size": True}),
+    "eva-split": ("eva02_tiny_patch14_224", {"img_size": 56, "dynamic_img_size": True, "qkv_fused": False}),
     "eva-separate-bias": ("eva02_tiny_patch14_224", {"img_size": 56, "dynamic_img_size": True}),
 }
 
@@ -41,6 +45,16 @@ def build(name: str, **overrides: Any) -> nn.Module:
         for block in vit.blocks:
             block.attn.qkv_bias_separate = True
     return vit
+
+
+def qkv_layers(vit: nn.Module, layer: int) -> list[nn.Linear]:
+    """The one fused qkv layer of a block, or its q, k and v."""
+    attn = vit.blocks[layer].attn
+    return [attn.qkv] if attn.qkv is not None else [attn.q_proj, attn.k_proj, attn.v_proj]
+
+
+def qkv_weight(vit: nn.Module, layer: int) -> Tensor:
+    return torch.cat([linear.weight.detach() for linear in qkv_layers(vit, layer)])
 
 
 def randomise(toolbox: Toolbox) -> None:

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft_toys import build, features, randomise, scene, task_loss
+from peft_toys import build, features, qkv_layers, randomise, scene, task_loss
 
 from cegate_geo.errors import ConfigError, InputError, ModelError
 from cegate_geo.peft import KINDS, ModuleKey, ToolboxConfig, attach, keys_of
 
 
 def test_attaching_is_an_exact_no_op(vit, config):
-    scenes = [scene(vit, 4, 4), scene(vit, 5, 3), scene(vit, 3, 6)]
+    scenes = [scene(vit, 4, 4), scene(vit, 5, 3), scene(vit, 3, 6), scene(vit, 8, 10)]  # 8 x 10: 128 x 160 pixels
     before = [features(vit, x) for x in scenes]
     attach(vit, config)
     for x, expected in zip(scenes, before, strict=True):
@@ -142,6 +142,27 @@ def test_a_deep_copy_is_independent(vit, config):
     assert torch.equal(features(vit, x), expected)
     other.detach()
     assert torch.equal(features(vit, x), expected)
+
+
+def test_lora_on_q_and_v_of_their_own_is_that_on_a_fused_layer(config):
+    fused, split = build("eva-bias-in-call"), build("eva-split")
+    with torch.no_grad():
+        shared = {name: value for name, value in fused.state_dict().items() if name in split.state_dict()}
+        assert not split.load_state_dict(shared, strict=False).unexpected_keys
+        for layer, block in enumerate(fused.blocks):
+            q, k, v = (part.weight for part in qkv_layers(split, layer))
+            for own, weight in zip((q, k, v), block.attn.qkv.weight.chunk(3), strict=True):
+                own.copy_(weight)
+            split.blocks[layer].attn.q_proj.bias.copy_(block.attn.q_bias)
+            split.blocks[layer].attn.v_proj.bias.copy_(block.attn.v_bias)
+    x = scene(fused)
+    base = features(fused, x)
+    torch.testing.assert_close(features(split, x), base, atol=1e-4, rtol=1e-4)
+    toolboxes = [attach(vit, replace(config, kinds=("spatial",))) for vit in (fused, split)]
+    randomise(toolboxes[0])
+    toolboxes[1].load_state_dict(toolboxes[0].state_dict())
+    assert (features(fused, x) - base).abs().max() > 1e-2
+    torch.testing.assert_close(features(split, x), features(fused, x), atol=1e-4, rtol=1e-4)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(vit, config):

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from peft_toys import build, features, randomise, scene
+from peft_toys import build, features, qkv_layers, qkv_weight, randomise, scene
 from torch import nn
 
 from cegate_geo.errors import InputError
@@ -25,18 +25,19 @@ def test_pruning_leaves_no_trace_of_the_pruned(vit, config):
     kept = {
         name
         for name in vit.state_dict()
-        if name not in names and ModuleKey.parse(name.replace(".attn.qkv", "")) in KEEP
+        if name not in names and ModuleKey.parse(name.replace(".attn.qkv", "").replace(".attn.q_proj", "")) in KEEP
     }
     removed = prune(toolbox, KEEP)
     assert sorted((*removed, *KEEP)) == [ModuleKey(layer, kind) for layer in range(3) for kind in toolbox.config.kinds]
     assert toolbox.keys == tuple(sorted(KEEP))
     assert set(vit.state_dict()) == names | kept
     children = {f"{name}.{child}" for name, module in vit.named_modules() for child in module._modules}
-    at = {"blocks.0.frequency", "blocks.1.attn.qkv.spatial", "blocks.1.semantic"}
+    qkv = "qkv" if vit.blocks[0].attn.qkv is not None else "q_proj"
+    at = {"blocks.0.frequency", f"blocks.1.attn.{qkv}.spatial", "blocks.1.semantic"}
     assert {name for name in children if name.rpartition(".")[2] in ("spatial", "semantic", "frequency")} == at
     assert type(vit.blocks[2]) is classes[2]
     assert not hasattr(vit.blocks[2], "token_grid")
-    assert type(vit.blocks[0].attn.qkv) is nn.Linear
+    assert all(type(linear) is nn.Linear for linear in qkv_layers(vit, 0))
 
 
 def test_pruning_what_is_identity_leaves_the_output_as_it_was(vit, config):
@@ -93,7 +94,7 @@ def test_kept_modules_that_were_bypassed_compute_again(make_vit, config):
 def test_merged_equals_unmerged_and_leaves_plain_linear_layers(vit, config):
     names = list(vit.state_dict())
     switches = [getattr(block.attn, "qkv_bias_separate", None) for block in vit.blocks]
-    before = [block.attn.qkv.weight.detach().clone() for block in vit.blocks]
+    before = [qkv_weight(vit, layer).clone() for layer in range(3)]
     toolbox = attach(vit, replace(config, kinds=("spatial",)))
     randomise(toolbox)
     x = scene(vit)
@@ -104,9 +105,9 @@ def test_merged_equals_unmerged_and_leaves_plain_linear_layers(vit, config):
     assert toolbox.keys == ()
     assert list(vit.state_dict()) == names
     assert [getattr(block.attn, "qkv_bias_separate", None) for block in vit.blocks] == switches
-    for block, weight in zip(vit.blocks, before, strict=True):
-        assert type(block.attn.qkv) is nn.Linear
-        q, k, v = ((a - b).abs().max() for a, b in zip(block.attn.qkv.weight.chunk(3), weight.chunk(3), strict=True))
+    for layer, weight in enumerate(before):
+        assert all(type(linear) is nn.Linear for linear in qkv_layers(vit, layer))
+        q, k, v = ((a - b).abs().max() for a, b in zip(qkv_weight(vit, layer).chunk(3), weight.chunk(3), strict=True))
         assert k == 0
         assert min(q, v) > 1e-2
 

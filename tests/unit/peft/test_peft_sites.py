@@ -38,8 +38,11 @@ def test_a_text_that_names_no_module_is_refused(text):
 def test_sites_are_timm_names_of_objects_in_the_model(vit):
     toolbox = attach(vit, ToolboxConfig(spatial_rank=2, semantic_dim=2, frequency_dim=2))
     for key in toolbox.keys:
-        at = vit.get_submodule(key.site)
         block = vit.blocks[key.layer]
+        if key.kind == "spatial" and block.attn.qkv is None:
+            assert block.attn.q_proj.spatial is toolbox.modules[key]
+            continue
+        at = vit.get_submodule(key.site)
         assert at is {"spatial": block.attn.qkv, "semantic": block.mlp, "frequency": block}[key.kind]
 
 
@@ -82,8 +85,15 @@ def _with_wrapped_qkv():
     return vit
 
 
-def _unfused():
-    return timm.create_model("vit_small_patch16_dinov3", qkv_fused=False, **SMALL)
+def _with_wrapped_v():
+    vit = build("eva-split")
+    vit.blocks[2].attn.v_proj = nn.Sequential(vit.blocks[2].attn.v_proj)
+    return vit
+
+
+def _grouped_queries():
+    options = {"qkv_fused": False, "attn_type": "rope", "num_kv_heads": 1}
+    return timm.create_model("vit_small_patch16_dinov3", **options, **SMALL)
 
 
 def _post_norm():
@@ -100,7 +110,8 @@ def _convnet():
         (_with_other_block, ("frequency",), r"blocks\.1 .*OtherBlock"),
         (_with_other_attention, ("spatial",), r"blocks\.1\.attn .*OtherAttention"),
         (_with_wrapped_qkv, ("spatial",), r"blocks\.2\.attn\.qkv is Sequential"),
-        (_unfused, ("spatial",), r"blocks\.0\.attn\.qkv is NoneType"),
+        (_with_wrapped_v, ("spatial",), r"blocks\.2\.attn\.v_proj is Sequential"),
+        (_grouped_queries, ("spatial",), r"blocks\.0\.attn\.q_proj, v_proj has \[48, 16\] outputs"),
         (_post_norm, ("semantic",), "EvaBlockPostNorm"),
         (_with_drop, ("frequency",), "drops patches"),
         (_convnet, KINDS, "no list of transformer blocks"),
@@ -115,7 +126,7 @@ def test_a_site_that_cannot_be_reached_is_refused_and_nothing_changes(make, kind
     assert all(parameter.requires_grad for parameter in vit.parameters())
 
 
-@pytest.mark.parametrize("make", [_with_other_attention, _with_wrapped_qkv, _unfused])
+@pytest.mark.parametrize("make", [_with_other_attention, _with_wrapped_qkv, _grouped_queries])
 def test_an_unknown_attention_does_not_hinder_the_other_kinds(make):
     toolbox = attach(make(), ToolboxConfig(kinds=("semantic", "frequency")))
     assert len(toolbox.keys) == 6
