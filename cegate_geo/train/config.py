@@ -140,6 +140,11 @@ class TrainConfig:
 
     steps: int = 2000
     batch_size: int = 4
+    """Chips of a step."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other: less memory, the same step."""
+    checkpointing: bool = False
+    """Whether activations of the backbone are computed again instead of kept: less memory, a third more time."""
     crop: int = 512
     """Side of a chip in pixels."""
     scale: tuple[float, float] = (0.5, 2.0)
@@ -165,10 +170,17 @@ class TrainConfig:
     validation: float = 0.15
     """Share of the labelled area that is held out, in spatial blocks, where no [[validation]] is given."""
     validate_every: int = 250
+    patience: int = 0
+    """Validations in a row without a new best after which training stops; 0: never."""
     save_every: int = 250
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.batch_size % self.accumulate or self.patience < 0:
+            raise ConfigError(
+                f"[train] has batch_size={self.batch_size}, accumulate={self.accumulate}, patience={self.patience}.",
+                hint="accumulate divides batch_size; patience is 0 or more.",
+            )
         if self.steps < 1 or self.batch_size < 1 or self.crop < 16 or not 0 <= self.validation < 1:
             raise ConfigError(
                 f"[train] has steps={self.steps}, batch_size={self.batch_size}, crop={self.crop}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,12 @@ class Job:
     """Best mean IoU on validation so far."""
     best_step: int = 0
     metrics: Metrics | None = None
+    stale: int = 0
+    """Validations since the best one."""
+    collapsed: list[int] = field(default_factory=list)
+    """Steps at whose validation the model said one class everywhere."""
+    seconds: float = 0.0
+    """Time that the run took before it was resumed."""
 
 
 def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], list[Area]]:
@@ -81,6 +87,8 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
     torch.manual_seed(settings.seed)
     run = new_run(folder, config)
     run.segmenter.to(device)
+    if settings.checkpointing:
+        run.segmenter.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     if torch.device(device).type == "cpu":
         _unfuse_attention(run.segmenter.backbone)
     choosing = GateConfig(budget=peft.budget, every=peft.every, inactive=peft.inactive, gradients="skip")

@@ -107,17 +107,19 @@ def adapt(
         write_text(folder / CONFIG, _as_text(config))
     with _open_log(folder / "metrics.jsonl", start) as log, _open_log(folder / "gate.jsonl", start) as choices:
         for step, batch in _batches(job, start):
+            if _is_stale(job):
+                break
             if job.gate.due(step):
                 choices.write(json.dumps(_choose(job, step)) + "\n")
             loss = _step(job, step, batch)
             log.write(json.dumps({"step": step, "loss": loss, "lr": learning_rate(step, config.train)}) + "\n")
-            _after_step(job, step, log)
+            _after_step(job, step, log, began)
             if progress is not None:
                 progress(AdaptProgress(step=step + 1, steps=config.train.steps, loss=loss, miou=job.miou))
             if cancelled is not None and cancelled():
-                _save_state(job, step + 1)
+                _save_state(job, step + 1, began)
                 raise CancelledError(f"Cancelled after {step + 1} steps.", hint="Go on with --resume.")
-    return _finish(job, time.perf_counter() - began)
+    return _finish(job, job.seconds + time.perf_counter() - began)
 
 
 def learning_rate(step: int, settings: TrainConfig) -> float:
@@ -128,15 +130,16 @@ def learning_rate(step: int, settings: TrainConfig) -> float:
     return (1 - (step - warmup) / max(1, settings.steps - warmup)) ** 0.9
 
 
-def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
     """Mean cross entropy over labelled pixels; 0 where a batch has none.
 
     Args:
         logits: (N, K, H, W).
         labels: (N, H, W) channel indices; 255 is left out.
+        pixels: Labelled pixels of the whole batch, where this is a part of one; those of `labels` if None.
     """
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="sum")
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return total / max(1, int((labels != IGNORE_INDEX).sum()) if pixels is None else pixels)
 
 
 def _claim(folder: Path, config: AdaptConfig, *, resume: bool) -> None:
@@ -198,30 +201,49 @@ def _step(job: Job, step: int, batch: Batch) -> float:
     for group in job.optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     job.run.segmenter.train()
-    with autocast(job.device, job.precision):
-        logits = job.run.segmenter(batch[0].to(job.device))
-    loss = segmentation_loss(logits, batch[1].to(job.device))
-    value = float(loss.detach())
+    job.optimizer.zero_grad(set_to_none=True)
+    value = _backward(job, batch)
     if not math.isfinite(value):
         raise CegateError(
             f"The loss is {value} at step {step}.", hint="Lower train.lr, or set train.precision to fp32."
         )
-    job.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     job.gate.mask_gradients()
-    torch.nn.utils.clip_grad_norm_(job.run.trained_parameters(), 1.0)
+    norm = float(torch.nn.utils.clip_grad_norm_(job.run.trained_parameters(), 1.0))
+    if not math.isfinite(norm):
+        raise CegateError(
+            f"The gradient is {norm} at step {step}.", hint="Lower train.lr, or set train.precision to fp32."
+        )
     job.optimizer.step()
     job.ema.update(step)
     return value
 
 
-def _after_step(job: Job, step: int, log: IO[str]) -> None:
+def _backward(job: Job, batch: Batch) -> float:
+    """Gradients of the mean loss over a batch, computed in `accumulate` parts; gives the loss."""
+    pixels = int((batch[1] != IGNORE_INDEX).sum())
+    size = len(batch[0]) // job.run.config.train.accumulate
+    value = 0.0
+    for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
+        with autocast(job.device, job.precision):
+            logits = job.run.segmenter(images.to(job.device))
+        loss = segmentation_loss(logits, labels.to(job.device), pixels=pixels)
+        loss.backward()
+        value += float(loss.detach())
+    return value
+
+
+def _is_stale(job: Job) -> bool:
+    """Whether validation has not become better for so long that training stops."""
+    return 0 < job.run.config.train.patience <= job.stale
+
+
+def _after_step(job: Job, step: int, log: IO[str], began: float) -> None:
     settings = job.run.config.train
     last = step + 1 == settings.steps
     if last or (step + 1) % settings.validate_every == 0:
         _validate(job, step, log)
-    if last or (step + 1) % settings.save_every == 0:
-        _save_state(job, step + 1)
+    if last or _is_stale(job) or (step + 1) % settings.save_every == 0:
+        _save_state(job, step + 1, began)
         log.flush()
 
 
@@ -240,10 +262,12 @@ def _validate(job: Job, step: int, log: IO[str]) -> None:
             log.write(json.dumps({"step": step, "validation": metrics}) + "\n")
             said, true = (matrix.counts.sum(0) > 0).sum(), (matrix.counts.sum(1) > 0).sum()
             if said == 1 < true and step >= COLLAPSE_AFTER:
+                job.collapsed.append(step + 1)
                 warnings.warn(
                     CollapseWarning(f"At step {step} the model says one class everywhere. Lower train.lr."),
                     stacklevel=2,
                 )
+        job.stale = 0 if miou > job.best or not job.tiles else job.stale + 1
         if miou >= job.best:
             job.best, job.best_step = miou, step + 1
             job.metrics = metrics if job.tiles else None
@@ -252,8 +276,11 @@ def _validate(job: Job, step: int, log: IO[str]) -> None:
             run.save()
 
 
-def _save_state(job: Job, step: int) -> None:
+def _save_state(job: Job, step: int, began: float) -> None:
     extra = {
+        "stale": job.stale,
+        "collapsed": job.collapsed,
+        "seconds": job.seconds + time.perf_counter() - began,
         "gate": job.gate.state_dict(),
         "best": job.best,
         "best_step": job.best_step,
@@ -276,6 +303,7 @@ def _resume(job: Job) -> int:
     )
     job.gate.load_state_dict(extra["gate"])
     job.best, job.best_step, job.metrics = extra["best"], extra["best_step"], cast("Metrics | None", extra["metrics"])
+    job.stale, job.collapsed, job.seconds = extra["stale"], extra["collapsed"], extra["seconds"]
     return step
 
 
@@ -290,6 +318,8 @@ def _finish(job: Job, seconds: float) -> AdaptResult:
         "modules_total": len(run.toolbox.keys),
         "modules_kept": sorted(str(k) for k in run.ever_active),
         "trained_parameters": sum(p.numel() for p in run.trained_parameters()),
+        **_count_parameters(job),
+        "collapsed": job.collapsed,
         "backbone_parameters": sum(p.numel() for p in run.segmenter.backbone.parameters()),
         "device": job.device,
         "precision": job.precision,
@@ -297,3 +327,15 @@ def _finish(job: Job, seconds: float) -> AdaptResult:
     }
     write_text(run.folder / "result.json", json.dumps(table, indent=2))
     return result
+
+
+def _count_parameters(job: Job) -> dict[str, int]:
+    """Parameters that were trained at a time, at most, and those that are kept because they were ever trained."""
+    run, gate = job.run, job.gate
+    always = sum(p.numel() for p in run.trained_parameters()) - run.toolbox.count_parameters()
+    active = max((run.toolbox.count_parameters(s.active) for s in gate.history), default=0)
+    active = max(active, run.toolbox.count_parameters(gate.active))
+    return {
+        "active_parameters": always + active,
+        "stored_parameters": always + run.toolbox.count_parameters(run.ever_active),
+    }

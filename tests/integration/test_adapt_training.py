@@ -1,0 +1,156 @@
+"""Laws of the training loop: parts of a batch, recomputed activations, stopping early, collapse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError
+from cegate_geo.train import loop
+from cegate_geo.train.config import TrainConfig
+from cegate_geo.train.job import make_job
+from cegate_geo.train.loop import adapt
+
+from .test_adapt import config, lines
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "adapter.safetensors")
+
+
+def test_a_batch_in_parts_is_the_same_step(tmp_path: Path) -> None:
+    """Also where labelled pixels are spread unevenly over the parts."""
+    for parts in (1, 2, 4):
+        adapt(config(tmp_path, steps=3, batch_size=4, accumulate=parts, crop=96), tmp_path / str(parts), device="cpu")
+    whole = weights(tmp_path / "1")
+    losses = [[e["loss"] for e in lines(tmp_path / str(p) / "metrics.jsonl") if "loss" in e] for p in (1, 2, 4)]
+    for n, parts in enumerate((2, 4), start=1):
+        assert losses[n] == pytest.approx(losses[0], rel=1e-4)
+        for name, value in weights(tmp_path / str(parts)).items():
+            torch.testing.assert_close(value, whole[name], atol=2e-4, rtol=1e-3)
+
+
+def test_parts_weigh_by_their_labelled_pixels() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4, 8, 8))
+    labels[0] = 255
+    labels[1, :7] = 255
+    whole = loop.segmentation_loss(logits, labels)
+    count = int((labels != 255).sum())
+    parts = [loop.segmentation_loss(logits[n : n + 1], labels[n : n + 1], pixels=count) for n in range(4)]
+    torch.testing.assert_close(sum(parts), whole)
+    assert float(parts[0]) == 0
+
+
+def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {"plain": 0, "recomputed": 0}
+    for name in calls:
+        settings = config(tmp_path, steps=4, checkpointing=name == "recomputed")
+        original = make_job
+
+        def counting(*given: object, name: str = name, **options: object) -> object:
+            job = original(*given, **options)  # type: ignore[arg-type]
+
+            def count(module: nn.Module, inputs: object, output: object) -> None:
+                calls[name] += module.training
+
+            job.run.segmenter.backbone.blocks[-1].mlp.register_forward_hook(count)
+            return job
+
+        monkeypatch.setattr(loop, "make_job", counting)
+        adapt(settings, tmp_path / name, device="cpu")
+    plain, recomputed = weights(tmp_path / "plain"), weights(tmp_path / "recomputed")
+    assert all(torch.equal(plain[k], recomputed[k]) for k in plain)
+    assert calls == {"plain": 4, "recomputed": 8}
+
+
+def test_training_stops_when_validation_has_not_become_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, steps=40, validate_every=2, save_every=40, patience=3, lr=1e-12, ema=0.0)
+    adapt(settings, tmp_path / "run", device="cpu")
+    entries = lines(tmp_path / "run" / "metrics.jsonl")
+    assert [e["step"] for e in entries if "validation" in e] == [1, 3, 5, 7]
+    assert max(e["step"] for e in entries) == 7  # type: ignore[type-var]
+    assert json.loads((tmp_path / "run" / "state" / "state.json").read_text(encoding="utf-8"))["step"] == 8
+    before = weights(tmp_path / "run")
+    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a run that stopped early trains no more"))
+    adapt(settings, tmp_path / "run", device="cpu", resume=True)
+    assert all(torch.equal(before[k], v) for k, v in weights(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize("stop", [5, 9])
+def test_a_run_resumed_between_two_selections_goes_on_to_the_bit(tmp_path: Path, stop: int) -> None:
+    """With all that a step may carry: averages, parts, recomputed activations, patience."""
+    settings = config(
+        tmp_path, accumulate=2, checkpointing=True, patience=2, validate_every=3, save_every=12, weight_decay=0.1
+    )
+    adapt(settings, tmp_path / "whole", device="cpu")
+    calls = iter([False] * (stop - 1) + [True])
+    with pytest.raises(CancelledError, match=f"{stop} steps"):
+        adapt(settings, tmp_path / "parts", device="cpu", cancelled=lambda: next(calls))
+    adapt(settings, tmp_path / "parts", device="cpu", resume=True)
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    for name in ("gate.jsonl", "metrics.jsonl"):
+        assert lines(tmp_path / "whole" / name) == lines(tmp_path / "parts" / name)
+
+
+def test_a_model_that_says_one_class_everywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "COLLAPSE_AFTER", 0)
+    monkeypatch.setattr(loop, "segmentation_loss", _always_the_first_class)
+    with pytest.warns(CollapseWarning, match="one class everywhere"):
+        adapt(config(tmp_path, steps=6, validate_every=6, lr=5e-2, ema=0.0), tmp_path / "run", device="cpu")
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    assert result["collapsed"] == [6]
+
+
+def _always_the_first_class(
+    logits: torch.Tensor, labels: torch.Tensor, *, pixels: int | None = None
+) -> torch.Tensor:
+    return logits[:, 1:].mean() - logits[:, :1].mean()
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_no_number_ends_the_run_before_it_reaches_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    calls = 0
+
+    def broken(logits: torch.Tensor, labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
+        nonlocal calls
+        calls += pixels is not None
+        loss = logits.square().mean()
+        if calls <= 2:
+            return loss
+        corner = logits[0, 0, 0, 0]
+        return loss * float("nan") if where == "loss" else loss + 0 * (corner - corner.detach()).sqrt()
+
+    monkeypatch.setattr(loop, "segmentation_loss", broken)
+    settings = config(tmp_path, steps=6, validate_every=2, save_every=2)
+    with pytest.raises(CegateError, match=f"The {where} is nan at step 2"):
+        adapt(settings, tmp_path / "run", device="cpu")
+    assert all(bool(v.isfinite().all()) for v in weights(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("wrong", [{"accumulate": 3}, {"accumulate": 0}, {"patience": -1}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match="accumulate divides batch_size"):
+        TrainConfig(batch_size=4, **wrong)  # type: ignore[arg-type]
+
+
+def test_parameters_are_counted_as_they_are_trained_and_kept(tmp_path: Path) -> None:
+    adapt(config(tmp_path, steps=9), tmp_path / "run", device="cpu")
+    result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
+    run = loop.make_job(config(tmp_path, steps=9), tmp_path / "run", device="cpu", provenance=None).run
+    head = sum(p.numel() for p in run.segmenter.head.parameters())
+    sizes = {str(k): run.toolbox.count_parameters([k]) for k in run.toolbox.keys}
+    choices = [sum(sizes[k] for k in c["active"]) for c in lines(tmp_path / "run" / "gate.jsonl")]  # type: ignore[attr-defined]
+    assert result["active_parameters"] == head + max(choices)
+    assert result["stored_parameters"] == head + sum(sizes[k] for k in result["modules_kept"])
+    assert result["active_parameters"] <= result["trained_parameters"] == head + sum(sizes.values())
