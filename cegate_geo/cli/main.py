@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapt": ("cegate_geo.cli.adapt", "Adapt a backbone to labelled rasters and export a model."),
     "export": ("cegate_geo.cli.export", "Export a run as one ONNX file with its manifest."),
     "evaluate": ("cegate_geo.cli.evaluate", "Compare a mask or a model with labels."),
+    "benchmark": ("cegate_geo.cli.benchmark", "Methods x settings x seeds, with a table."),
     "pretrain": ("cegate_geo.cli.pretrain", "Pre-train a small ViT on unlabelled rasters."),
     "info": ("cegate_geo.cli.info", "Say what a model, a raster or a run is."),
     "doctor": ("cegate_geo.cli.doctor", "Check this installation, and say how to mend it."),

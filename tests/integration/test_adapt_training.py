@@ -51,10 +51,9 @@ def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pyte
     calls = {"plain": 0, "recomputed": 0}
     for name in calls:
         settings = config(tmp_path, steps=4, checkpointing=name == "recomputed")
-        original = make_job
 
         def counting(*given: object, name: str = name, **options: object) -> object:
-            job = original(*given, **options)  # type: ignore[arg-type]
+            job = make_job(*given, **options)  # type: ignore[arg-type]
 
             def count(module: nn.Module, inputs: object, output: object) -> None:
                 calls[name] += module.training
@@ -69,9 +68,7 @@ def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pyte
     assert calls == {"plain": 4, "recomputed": 8}
 
 
-def test_training_stops_when_validation_has_not_become_better(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(tmp_path, steps=40, validate_every=2, save_every=40, patience=3, lr=1e-12, ema=0.0)
     adapt(settings, tmp_path / "run", device="cpu")
     entries = lines(tmp_path / "run" / "metrics.jsonl")
@@ -110,9 +107,7 @@ def test_a_model_that_says_one_class_everywhere_is_told(tmp_path: Path, monkeypa
     assert result["collapsed"] == [6]
 
 
-def _always_the_first_class(
-    logits: torch.Tensor, labels: torch.Tensor, *, pixels: int | None = None
-) -> torch.Tensor:
+def _always_the_first_class(logits: torch.Tensor, labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
     return logits[:, 1:].mean() - logits[:, :1].mean()
 
 

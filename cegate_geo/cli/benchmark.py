@@ -1,0 +1,63 @@
+"""`cegate-geo benchmark`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+
+@click.command("benchmark", short_help="Methods x settings x seeds, with a table.")
+@click.argument("suite", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the table.")
+@click.option("--device", default="auto", show_default=True, help="torch device, or auto.")
+@click.pass_context
+def command(context: click.Context, suite: Path, folder: Path, *, device: str) -> None:
+    """Run `cegate-geo adapt` for each method, setting and seed of SUITE.toml, and measure it on regions of their own.
+
+    The learning rate of each method is chosen from one grid on source validation, weights likewise. Runs that are
+    complete in the folder are not repeated, others are resumed; so the same command goes on after Ctrl-C.
+
+    The folder gets table.md, table.json, table.html with plots, and runs/. Failed runs are listed, and make the exit
+    code 1.
+
+    \b
+    config = "recipe.toml"            # of adapt; its paths start from the working folder
+    methods = ["gate", "lora", "frozen"]
+    reference = "gate"                # intervals are paired against it
+    seeds = [0, 1, 2]
+    lr = [1e-5, 5e-5, 1e-4]           # empty: that of config
+    oracle = false                    # also tell the best rate on the test labels
+    [[variant]]                       # a method with other settings
+    name = "gate-50"
+    set = { peft = { method = "gate", every = 50 } }
+    [[setting]]
+    name = "town"
+    set = { train = { steps = 500 } } # tables over those of config
+    [[setting.test]]
+    name = "next town"
+    images = "b/*.tif"
+    labels = "b/*_mask.tif"
+    """  # noqa: D301 - click wants the character
+    from cegate_geo.cli.events import watch_cancel
+    from cegate_geo.train.benchmark import run_suite
+    from cegate_geo.train.benchmark_page import to_page
+    from cegate_geo.train.benchmark_table import to_json, to_markdown
+    from cegate_geo.train.memory import keep_freed_memory
+    from cegate_geo.train.run_files import write_text
+    from cegate_geo.train.suite import read_suite
+
+    keep_freed_memory()
+    planned = read_suite(suite)
+    with watch_cancel(None) as cancelled:
+        records = run_suite(
+            planned, folder, device=device, told=lambda text: click.echo(text, err=True), cancelled=cancelled
+        )
+    text = to_markdown(planned.config, records)
+    write_text(folder / "table.json", json.dumps(to_json(planned.config, records), indent=2) + "\n")
+    write_text(folder / "table.md", text)
+    write_text(folder / "table.html", to_page(planned.config, records))
+    click.echo(text)
+    if any(record.failure for record in records):
+        context.exit(1)
