@@ -13,6 +13,19 @@ if TYPE_CHECKING:
     from cegate_geo.train.export import ExportReport, Keep, Precision
 
 
+def _keep(context: click.Context, option: click.Parameter, value: str | None) -> str | float | None:  # noqa: ARG001
+    """`all`, `active`, or a number from 0 to 1."""
+    if value in (None, "all", "active"):
+        return value
+    try:
+        loss = float(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is neither all nor active nor a number.") from error
+    if not 0 <= loss < 1:
+        raise click.BadParameter(f"{value} is no loss of mean IoU: 0.01 is one point of 100.")
+    return loss
+
+
 @click.command("export", short_help="Export a run as one ONNX file with its manifest.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="The ONNX file.")
@@ -32,8 +45,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--keep",
-    type=click.Choice(["all", "active"]),
-    help="Modules to keep: all that were ever active, or those of the last selection.  "
+    callback=_keep,
+    metavar="all|active|LOSS",
+    help="Modules to keep: all that were ever active, those of the last selection (active), or the smallest set that "
+    "loses at most this much mean IoU on the run's held-out tiles (0.01 is one point of 100).  "
     "[default: what the trained model computes]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
@@ -62,6 +77,10 @@ def describe(report: ExportReport) -> str:
         rows.append(("rounding", _figures(report.rounding) + " (weights to half precision)"))
     if report.pruning is not None:
         rows.append(("pruning", _figures(report.pruning) + " (as trained beside pruned and merged)"))
+    for point in report.curve:
+        of = "all" if point is report.curve[0] else f"{len(point.kept)}"
+        size = f"{point.parameters:,} parameters, {1000 * point.seconds:.0f} ms"
+        rows.append(("curve", f"{of} modules: mean IoU {point.miou:.4f}, {size}"))
     times = ", ".join(f"{name} {1000 * seconds:.0f} ms" for name, seconds in report.seconds_per_tile.items())
     rows.append(("one tile", times))
     return "\n".join(f"{name:<10}{text}" for name, text in rows)

@@ -26,13 +26,17 @@ from cegate_geo.errors import InputError, ModelError, ParityError
 from cegate_geo.peft import ModuleKey, SiteModule, merge, prune
 from cegate_geo.train import onnx_graph
 from cegate_geo.train.config_file import to_table
+from cegate_geo.train.job import read_areas, read_tiles
 from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
 from cegate_geo.train.run import Run, load_run
 from cegate_geo.train.segmenter import Segmenter
+from cegate_geo.train.shrink import Point, shrink
+from cegate_geo.train.validation import validate
 
 Precision = Literal["fp32", "fp16"]
-Keep = Literal["all", "active"]
-"""Which modules an export keeps: all that were ever active, or those of the last selection."""
+Keep = Literal["all", "active"] | float
+"""Which modules an export keeps: all that were ever active, those of the last selection, or the smallest set that loses
+at most this much mean IoU (0 to 1) on the run's held-out tiles."""
 
 MAX_FILE = 2**31 - 1
 """Bytes of a protobuf message, and so of an ONNX file without external data."""
@@ -61,6 +65,8 @@ class ExportReport:
     """Eager before beside after rounding the weights to half precision; None for fp32."""
     pruning: Mapping[str, float] | None = None
     """Eager as trained beside eager pruned and merged; None where the caller pruned."""
+    curve: tuple[Point, ...] = ()
+    """What `keep` by mean IoU chose from; empty otherwise."""
     opset: int = onnx_graph.OPSET
     ir_version: int = onnx_graph.IR_VERSION
     seconds_per_tile: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -134,13 +140,14 @@ def export_run(
         output: The file; replaced if it exists.
         profile: Tensor contract.
         precision: Of the stored weights.
-        keep: None for what the trained model computes: "all", or "active" where inactive modules were bypassed.
+        keep: None for what the trained model computes: "all", or "active" where inactive modules were bypassed. A
+            number reads the run's held-out tiles again, and measures each module alone: two validations for each.
 
     Raises:
         InputError: If the folder holds no run, or an argument is no choice.
         ModelError: If the model can't be exported.
         ParityError: If what is left computes something else than what was trained; nothing is written then. With
-            keep="active" a difference is expected where more modules were trained: the report tells it.
+            another `keep` a difference is expected where more modules were trained: the report tells it.
     """
     _check_choices(profile, precision, keep)
     run = load_run(folder)
@@ -159,12 +166,33 @@ def export_run(
     kept = run.active if keep == "active" or is_bypassing else run.ever_active
     prune(run.toolbox, kept)
     merge(run.toolbox)
+    curve: tuple[Point, ...] = ()
+    if isinstance(keep, float):
+        worth, curve = _shrink(run, keep, sample)
+        prune(run.toolbox, worth)
+        kept = frozenset(key for key in kept if key.kind == "spatial") | worth
     pruning = Parity.of(trained, run_eager(run.segmenter, sample)[0])
-    if kept >= run.ever_active or is_bypassing:
+    if not curve and (kept >= run.ever_active or is_bypassing):
         _proved(pruning, "The pruned model differs from the trained one")
     report = export_model(run.segmenter, _manifest(run, kept, total), output, precision=precision, sample=sample)
     times = {"trained": seconds, **report.seconds_per_tile}
-    return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times)
+    return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times, curve=curve)
+
+
+def _shrink(run: Run, allowed: float, sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tuple[Point, ...]]:
+    """The smallest set of the run's modules that loses at most `allowed` mean IoU on its held-out tiles."""
+    tiles = read_tiles(read_areas(run.config)[2], run.config.model.tile_size)
+    if not tiles:
+        raise InputError(
+            "The run has no held-out tiles, so what a module is worth is unknown.",
+            hint="Adapt with train.validation above 0 or [[validation]], or export with keep all or active.",
+        )
+
+    def miou() -> float:
+        found = validate(run.segmenter, tiles, run.config.legend, device="cpu", precision="fp32").metrics()["miou"]
+        return found or 0.0
+
+    return shrink(run.toolbox, allowed=allowed, miou=miou, seconds=lambda: run_eager(run.segmenter, sample[:2])[1])
 
 
 @torch.no_grad()
@@ -217,7 +245,9 @@ def _proved(parity: Parity, what: str) -> Parity:
 
 def _check_choices(profile: str, precision: str, keep: object) -> None:
     wrong = {"profile": (profile, ("portable",)), "precision": (precision, ("fp32", "fp16"))}
-    wrong["keep"] = (keep if isinstance(keep, str) else "active" if keep is None else repr(keep), ("all", "active"))
+    is_share = isinstance(keep, float) and 0 <= keep < 1
+    shown = "active" if keep is None or is_share else str(keep)
+    wrong["keep"] = (shown, ("all", "active", "a loss of mean IoU from 0 to 1"))
     for name, (value, choices) in wrong.items():
         if value not in choices:
             raise InputError(f"{name} = {value} is no choice.", hint=f"Use one of {', '.join(choices)}.")

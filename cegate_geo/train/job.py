@@ -68,6 +68,11 @@ def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], li
     return scenes, training, held_out
 
 
+def read_tiles(areas: list[Area], side: int) -> list[Tile]:
+    """All labelled pixels of the areas once, in tiles of a side in pixels, without augmentation."""
+    return [read_tile(area, window) for area, window in validation_tiles(areas, crop=side)]
+
+
 def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict[str, Any] | None) -> Job:
     """Read the data and build the model of a run.
 
@@ -104,7 +109,7 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
         styles=_read_styles(config),
         style=settings.style,
     )
-    tiles = [read_tile(area, window) for area, window in validation_tiles(held_out, crop=config.model.tile_size)]
+    tiles = read_tiles(held_out, config.model.tile_size)
     run.facts = collect_facts(config, scenes, sampler, provenance)
     return Job(
         run=run,

@@ -13,8 +13,10 @@ from torch import nn
 from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError
 from cegate_geo.train import loop
 from cegate_geo.train.config import TrainConfig
+from cegate_geo.train.export import export_run
 from cegate_geo.train.job import make_job
 from cegate_geo.train.loop import adapt
+from cegate_geo.train.run import load_run
 
 from .test_adapt import config, lines
 
@@ -149,3 +151,19 @@ def test_parameters_are_counted_as_they_are_trained_and_kept(tmp_path: Path) -> 
     assert result["active_parameters"] == head + max(choices)
     assert result["stored_parameters"] == head + sum(sizes[k] for k in result["modules_kept"])
     assert result["active_parameters"] <= result["trained_parameters"] == head + sum(sizes.values())
+
+
+def test_an_export_may_lose_so_much_mean_iou_and_tells_the_curve(tmp_path: Path) -> None:
+    settings = config(tmp_path, steps=30, validate_every=30, lr=5e-3)
+    adapt(settings, tmp_path / "run", device="cpu")
+    whole = export_run(tmp_path / "run", tmp_path / "whole.onnx")
+    small = export_run(tmp_path / "run", tmp_path / "small.onnx", keep=0.99)
+    assert whole.curve == ()
+    assert all(name.endswith("spatial") for name in small.modules_kept)
+    assert small.parameters < whole.parameters
+    first, *_, last = small.curve
+    run = load_run(tmp_path / "run")
+    assert first.miou == pytest.approx(run.facts["validation"]["miou"], abs=2e-3)
+    assert set(first.kept) == {str(k) for k in run.ever_active if k.kind != "spatial"}
+    assert last.kept == ()
+    assert whole.parameters - small.parameters > 0.9 * first.parameters  # equal biases are stored once

@@ -456,7 +456,9 @@ def test_bypassed_modules_are_no_part_of_an_export(tmp_path: Path, handed: list[
         export_run(run.folder, tmp_path / "model.onnx", keep="all")
 
 
-@pytest.mark.parametrize("wrong", [{"keep": 0.5}, {"keep": "some"}, {"precision": "int8"}, {"profile": "native"}])
+@pytest.mark.parametrize(
+    "wrong", [{"keep": 1.5}, {"keep": -0.1}, {"keep": "some"}, {"precision": "int8"}, {"profile": "native"}]
+)
 def test_choices_that_do_not_exist_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match="is no choice"):
         export_run(tmp_path, tmp_path / "model.onnx", **wrong)  # type: ignore[arg-type]
@@ -490,3 +492,10 @@ def test_the_command_always_prints_parity(tmp_path: Path, monkeypatch: pytest.Mo
     table = json.loads(CliRunner().invoke(command, [*words, "--json"], catch_exceptions=False).output)
     assert table["parity"] == parity
     assert table["path"] == str(tmp_path / "m.onnx")
+
+
+@pytest.mark.parametrize("given", ["some", "1.2", "-0.1", "nan"])
+def test_the_command_refuses_to_keep_what_is_no_choice(tmp_path: Path, given: str) -> None:
+    result = CliRunner().invoke(command, [str(tmp_path), "-o", str(tmp_path / "m.onnx"), f"--keep={given}"])
+    assert result.exit_code == 2
+    assert "--keep" in result.output
