@@ -51,9 +51,17 @@ def _keep(context: click.Context, option: click.Parameter, value: str | None) ->
     "loses at most this much mean IoU on the run's held-out tiles (0.01 is one point of 100).  "
     "[default: what the trained model computes]",
 )
+@click.option("--stac", is_flag=True, help="Write a STAC item (MLM extension) beside it: MODEL.stac.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
-    run: Path, output: Path, *, profile: Literal["portable"], precision: Precision, keep: Keep | None, as_json: bool
+    run: Path,
+    output: Path,
+    *,
+    profile: Literal["portable"],
+    precision: Precision,
+    keep: Keep | None,
+    stac: bool,
+    as_json: bool,
 ) -> None:
     """Prune the model of RUN, merge LoRA into the base weights, and write one ONNX file with its manifest.
 
@@ -62,6 +70,10 @@ def command(
     from cegate_geo.train.export import export_run
 
     report = export_run(run, output, profile=profile, precision=precision, keep=keep)
+    if stac:
+        from cegate_geo.train.stac import write_item
+
+        write_item(report.path)
     click.echo(json.dumps(report.to_json()) if as_json else describe(report))
 
 
