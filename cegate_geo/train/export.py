@@ -26,14 +26,13 @@ from cegate_geo.errors import InputError, ModelError, ParityError
 from cegate_geo.peft import ModuleKey, SiteModule, merge, prune
 from cegate_geo.train import onnx_graph
 from cegate_geo.train.config_file import to_table
-from cegate_geo.train.job import read_areas, read_tiles
 from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
+from cegate_geo.train.quantise import Labelled, quantise_proved
 from cegate_geo.train.run import Run, load_run
 from cegate_geo.train.segmenter import Segmenter
-from cegate_geo.train.shrink import Point, shrink
-from cegate_geo.train.validation import validate
+from cegate_geo.train.shrink import Point, shrink_run
 
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 Keep = Literal["all", "active"] | float
 """Which modules an export keeps: all that were ever active, those of the last selection, or the smallest set that loses
 at most this much mean IoU (0 to 1) on the run's held-out tiles."""
@@ -62,7 +61,10 @@ class ExportReport:
     parity: Mapping[str, float]
     """Eager beside onnxruntime on the CPU, of the weights that were written; see `Parity`."""
     rounding: Mapping[str, float] | None = None
-    """Eager before beside after rounding the weights to half precision; None for fp32."""
+    """What the precision costs: eager beside eager with weights in half precision, or the graph beside itself in 8
+    bits; None for fp32."""
+    miou: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Mean IoU on held-out tiles of the graph in single precision ("fp32") and as written ("int8"); int8 only."""
     pruning: Mapping[str, float] | None = None
     """Eager as trained beside eager pruned and merged; None where the caller pruned."""
     curve: tuple[Point, ...] = ()
@@ -78,7 +80,13 @@ class ExportReport:
 
 
 def export_model(
-    segmenter: Segmenter, manifest: Manifest, path: Path, *, precision: Precision = "fp32", sample: torch.Tensor
+    segmenter: Segmenter,
+    manifest: Manifest,
+    path: Path,
+    *,
+    precision: Precision = "fp32",
+    sample: torch.Tensor,
+    source: Labelled | None = None,
 ) -> ExportReport:
     """Write a segmenter as ONNX, in the portable profile.
 
@@ -89,8 +97,10 @@ def export_model(
         segmenter: Pruned, LoRA merged (`cegate_geo.peft.prune`, `merge`). It stays as it is.
         manifest: Its contract; `parameters` and `parity` are filled in here.
         path: The file; replaced if it exists.
-        precision: Of the stored weights. "fp16" halves the file; the computation is in float32 all the same.
+        precision: "fp16" stores weights in half precision, and computes in float32 all the same; "int8" computes large
+            products in 8 bits.
         sample: (N, 3, S, S) in 0-1 units with S = `manifest.tile_size`: tiles to compare on.
+        source: Tiles to calibrate int8 on, and to prove it on.
 
     Raises:
         InputError: If sample or path can't be used.
@@ -107,7 +117,11 @@ def export_model(
     computed, onnx_seconds = run_onnx(_serialise(graph), tiles)
     parity = _proved(Parity.of(expected, computed), "The exported graph differs from the model")
     parameters = onnx_graph.count_weights(graph)
-    figures = parity.to_json() | ({f"rounding_{k}": v for k, v in rounding.to_json().items()} if rounding else {})
+    miou: dict[str, float] = {}
+    if precision == "int8":
+        graph, rounding, miou, onnx_seconds = quantise_proved(graph, computed, tiles, source, manifest.legend)
+    figures = parity.to_json() | {f"miou_{k}": v for k, v in miou.items()}
+    figures |= {f"rounding_{k}": v for k, v in rounding.to_json().items()} if rounding else {}
     filled = dataclasses.replace(manifest, parameters=parameters, parity=figures)
     onnx.helper.set_model_props(graph, filled.to_metadata())
     content = _serialise(graph)
@@ -121,6 +135,7 @@ def export_model(
         modules_total=manifest.modules_total,
         parity=parity.to_json(),
         rounding=rounding.to_json() if rounding else None,
+        miou=miou,
         seconds_per_tile={"eager": seconds, "onnx": onnx_seconds},
     )
 
@@ -139,7 +154,7 @@ def export_run(
         folder: Folder of the run.
         output: The file; replaced if it exists.
         profile: Tensor contract.
-        precision: Of the stored weights.
+        precision: See `export_model`. "int8" reads the run's source again.
         keep: None for what the trained model computes: "all", or "active" where inactive modules were bypassed. A
             number reads the run's held-out tiles again, and measures each module alone: two validations for each.
 
@@ -168,31 +183,18 @@ def export_run(
     merge(run.toolbox)
     curve: tuple[Point, ...] = ()
     if isinstance(keep, float):
-        worth, curve = _shrink(run, keep, sample)
+        worth, curve = shrink_run(run, keep, sample)
         prune(run.toolbox, worth)
         kept = frozenset(key for key in kept if key.kind == "spatial") | worth
     pruning = Parity.of(trained, run_eager(run.segmenter, sample)[0])
     if not curve and (kept >= run.ever_active or is_bypassing):
         _proved(pruning, "The pruned model differs from the trained one")
-    report = export_model(run.segmenter, _manifest(run, kept, total), output, precision=precision, sample=sample)
+    source = Labelled.of(run) if precision == "int8" else None
+    report = export_model(
+        run.segmenter, _manifest(run, kept, total), output, precision=precision, sample=sample, source=source
+    )
     times = {"trained": seconds, **report.seconds_per_tile}
     return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times, curve=curve)
-
-
-def _shrink(run: Run, allowed: float, sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tuple[Point, ...]]:
-    """The smallest set of the run's modules that loses at most `allowed` mean IoU on its held-out tiles."""
-    tiles = read_tiles(read_areas(run.config)[2], run.config.model.tile_size)
-    if not tiles:
-        raise InputError(
-            "The run has no held-out tiles, so what a module is worth is unknown.",
-            hint="Adapt with train.validation above 0 or [[validation]], or export with keep all or active.",
-        )
-
-    def miou() -> float:
-        found = validate(run.segmenter, tiles, run.config.legend, device="cpu", precision="fp32").metrics()["miou"]
-        return found or 0.0
-
-    return shrink(run.toolbox, allowed=allowed, miou=miou, seconds=lambda: run_eager(run.segmenter, sample[:2])[1])
 
 
 @torch.no_grad()
@@ -221,7 +223,7 @@ def _prepare(
             hint="Use the configuration that it was trained with.",
         )
     model.fix_size(manifest.tile_size)
-    if precision == "fp32":
+    if precision != "fp16":
         return model, expected, None, seconds
     round_to_half(model)
     rounded, seconds = run_eager(model, tiles)
@@ -244,7 +246,7 @@ def _proved(parity: Parity, what: str) -> Parity:
 
 
 def _check_choices(profile: str, precision: str, keep: object) -> None:
-    wrong = {"profile": (profile, ("portable",)), "precision": (precision, ("fp32", "fp16"))}
+    wrong = {"profile": (profile, ("portable",)), "precision": (precision, ("fp32", "fp16", "int8"))}
     is_share = isinstance(keep, float) and 0 <= keep < 1
     shown = "active" if keep is None or is_share else str(keep)
     wrong["keep"] = (shown, ("all", "active", "a loss of mean IoU from 0 to 1"))

@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
+
 from cegate_geo.errors import InputError
 from cegate_geo.peft import ModuleKey, Toolbox
+from cegate_geo.train.job import read_areas, read_tiles
+from cegate_geo.train.parity import run_eager
+from cegate_geo.train.run import Run
+from cegate_geo.train.validation import validate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,3 +74,19 @@ def shrink(
     able = [p for p in curve if p.miou >= curve[0].miou - allowed]
     best = min(able, key=lambda p: (p.parameters, -p.miou))
     return frozenset(ModuleKey.parse(name) for name in best.kept), tuple(curve)
+
+
+def shrink_run(run: Run, allowed: float, sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tuple[Point, ...]]:
+    """The smallest set of the run's modules that loses at most `allowed` mean IoU on its held-out tiles."""
+    tiles = read_tiles(read_areas(run.config)[2], run.config.model.tile_size)
+    if not tiles:
+        raise InputError(
+            "The run has no held-out tiles, so what a module is worth is unknown.",
+            hint="Adapt with train.validation above 0 or [[validation]], or export with keep all or active.",
+        )
+
+    def miou() -> float:
+        found = validate(run.segmenter, tiles, run.config.legend, device="cpu", precision="fp32").metrics()["miou"]
+        return found or 0.0
+
+    return shrink(run.toolbox, allowed=allowed, miou=miou, seconds=lambda: run_eager(run.segmenter, sample[:2])[1])

@@ -43,7 +43,7 @@ def validate(
     """Confusion matrix over all tiles."""
     matrix = ConfusionMatrix(legend)
     for image, labels in tiles:
-        matrix.update(_ids(labels, legend), _ids(predict_tile(segmenter, image, device, precision), legend))
+        matrix.update(to_ids(labels, legend), to_ids(predict_tile(segmenter, image, device, precision), legend))
     return matrix
 
 
@@ -71,7 +71,8 @@ def save_pictures(
         Image.fromarray(row).save(folder / f"tile-{n:02d}.png")
 
 
-def _ids(channels: npt.NDArray[np.int64], legend: Legend) -> npt.NDArray[np.int64]:
+def to_ids(channels: npt.NDArray[np.int64], legend: Legend) -> npt.NDArray[np.int64]:
+    """Channel indices, 255 for none, as class ids."""
     table = np.full(IGNORE_INDEX + 1, IGNORE_INDEX, np.int64)
     table[: len(legend)] = legend.ids
     return table[channels]

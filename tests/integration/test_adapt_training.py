@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError
+from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError, ParityError
 from cegate_geo.train import loop
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.export import export_run
@@ -167,3 +167,17 @@ def test_an_export_may_lose_so_much_mean_iou_and_tells_the_curve(tmp_path: Path)
     assert set(first.kept) == {str(k) for k in run.ever_active if k.kind != "spatial"}
     assert last.kept == ()
     assert whole.parameters - small.parameters > 0.9 * first.parameters  # equal biases are stored once
+
+
+def test_a_run_is_exported_in_8_bits_calibrated_on_its_source(tmp_path: Path) -> None:
+    settings = config(tmp_path, steps=30, validate_every=30, lr=5e-3)
+    adapt(settings, tmp_path / "run", device="cpu")
+    single = export_run(tmp_path / "run", tmp_path / "single.onnx")
+    try:
+        report = export_run(tmp_path / "run", tmp_path / "int8.onnx", precision="int8")
+    except ParityError as error:
+        assert "held-out tiles falls from" in str(error)  # noqa: PT017 - the gate may say no, and then leaves nothing
+        assert not (tmp_path / "int8.onnx").exists()
+        return
+    assert report.bytes < single.bytes
+    assert report.miou["fp32"] - report.miou["int8"] <= 0.01

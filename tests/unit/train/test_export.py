@@ -457,7 +457,7 @@ def test_bypassed_modules_are_no_part_of_an_export(tmp_path: Path, handed: list[
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"keep": 1.5}, {"keep": -0.1}, {"keep": "some"}, {"precision": "int8"}, {"profile": "native"}]
+    "wrong", [{"keep": 1.5}, {"keep": -0.1}, {"keep": "some"}, {"precision": "int4"}, {"profile": "native"}]
 )
 def test_choices_that_do_not_exist_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match="is no choice"):

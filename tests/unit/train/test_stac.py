@@ -69,6 +69,7 @@ def test_the_item_alone_says_what_the_manifest_says(tmp_path: Path) -> None:
     assert info.sources["classes"] == info.sources["scaling"] == "STAC MLM item"
     for name in ("name", "legend", "bands", "gsd_m", "tile_size", "dtype", "description", "licence"):
         assert getattr(read, name) == getattr(MANIFEST, name), name
+    assert (read.scaling, set(read.mean), set(read.std)) == ("none", {0.0}, {255.0})
     predict(scene, tmp_path / "by_item.tif", model=item, halo=MANIFEST.halo, output_kind="probabilities")
     with rasterio.open(tmp_path / "by_manifest.tif") as one, rasterio.open(tmp_path / "by_item.tif") as two:
         assert set(np.unique(one.read(1))) == {0, 2, 9}
