@@ -34,7 +34,7 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) ->
         return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
     if name == "mask2former":
         raise ConfigError(
-            "The head 'mask2former' is not built: no kept library offers one that exports to plain ONNX of opset 17.",
+            "The head 'mask2former' is not built: it would need transformers, and its way to ONNX is not proved.",
             hint=f"Use one of {', '.join(HEADS)}.",
         )
     raise ConfigError(f"There is no head {name!r}.", hint=f"Use one of {', '.join(HEADS)}.")

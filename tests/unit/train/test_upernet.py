@@ -68,7 +68,7 @@ def test_a_corner_sees_the_other_one_through_the_bins() -> None:
 
 
 def test_mask2former_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"mask2former.*no kept library"):
+    with pytest.raises(ConfigError, match=r"mask2former.*is not built"):
         make_head("mask2former", in_dim=12, levels=4, dim=16, classes=3)
     with pytest.raises(ConfigError, match="multiple of 8"):
         make_head("upernet", in_dim=12, levels=4, dim=20, classes=3)
