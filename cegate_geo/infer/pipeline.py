@@ -20,7 +20,7 @@ from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import GeoreferenceWarning, InputError
 from cegate_geo.infer import budget
-from cegate_geo.infer.assemble import Assembler, Band, Canvas, Restorer
+from cegate_geo.infer.assemble import Assembler, Band, Canvas, OtherGrid, SameGrid
 from cegate_geo.infer.atomic import JobFolder, check_outputs, job_folder
 from cegate_geo.infer.class_rule import ClassRule
 from cegate_geo.infer.feed import Batch, Feed, InputForm, middle_tile
@@ -244,9 +244,8 @@ def _assembler(
         with_confidence="confidence" in kinds,
         with_probabilities="probabilities" in kinds,
     )
-    if back is None:
-        return Assembler(run.plan, shard.region, canvas=canvas)
-    return Restorer(run.plan, shard, back=back, canvas=canvas)
+    rows = SameGrid(canvas) if back is None else OtherGrid(shard, back=back, canvas=canvas)
+    return Assembler(run.plan, shard.region, classes=canvas.classes, rows=rows)
 
 
 def _probabilities(predictor: Predictor, batch: Batch) -> npt.NDArray[np.float32]:
