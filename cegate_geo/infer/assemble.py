@@ -16,7 +16,6 @@ from cegate_geo.infer.class_rule import ClassRule
 from cegate_geo.infer.feed import BandEnd, Batch
 from cegate_geo.infer.resample import Resampling
 from cegate_geo.infer.stitch import Block, Stitcher
-from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.tiles import TilePlan
 from cegate_geo.infer.view import Shard
 from cegate_geo.infer.writer import BLOCK_SIZE, class_raster
@@ -40,6 +39,13 @@ class Band:
     """(K, H, W), 0..255 = 0..1."""
 
 
+class Counter(Protocol):
+    """Counts what comes out."""
+
+    def add(self, window: Window, channels: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.bool_]) -> None:
+        """Count the winning channels (H, W) of a window where `wanted` (H, W)."""
+
+
 class Canvas:
     """The pixels of one band at a time while they are filled, part by part.
 
@@ -57,7 +63,7 @@ class Canvas:
         legend: Legend,
         *,
         rule: ClassRule | None = None,
-        tally: Tally,
+        tally: Counter,
         emit: Callable[[Band], None],
         with_confidence: bool,
         with_probabilities: bool,
