@@ -13,9 +13,7 @@ from cegate_geo.cli.predict import summary
 
 @click.command("merge", short_help="Join the shards of a prediction.")
 @click.argument("job", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Mask to write. Default: as was asked for."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Mask to write. Default: as was asked for.")
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write. Default: as was asked for.")
 @click.option("--min-area", "min_area_m2", type=float, metavar="M2", help="Leave out smaller polygons.")
 @click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability. Default: as was asked for.")

@@ -117,9 +117,10 @@ def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tup
 
 def _cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:
     """The run with shards of the size that finished ones have."""
-    if min(shard_shape[1], run.region.width) > run.shard_shape[1]:
+    width = min(shard_shape[1], run.region.width)
+    if width > run.shard_shape[1]:
         warnings.warn(
-            f"Finished shards are {shard_shape[1]} px wide, for which --max-memory {run.options.max_memory_mb}M is too "
+            f"Finished shards are {width} px wide, for which --max-memory {run.options.max_memory_mb}M is too "
             "little. --no-resume cuts the scene anew.",
             CegateWarning,
             stacklevel=2,

@@ -189,7 +189,7 @@ def _shard_shape(region: Window, width: int, options: PredictOptions) -> tuple[i
     if options.shard is not None:
         strips = -(-region.width // max(width, BLOCK_SIZE))
         rows = min(rows, region.height // -(-options.shard.count // strips))
-    return max(rows // BLOCK_SIZE, 1) * BLOCK_SIZE, width
+    return max(rows // BLOCK_SIZE, 1) * BLOCK_SIZE, min(width, -(-region.col_end // BLOCK_SIZE) * BLOCK_SIZE)
 
 
 def decide(run: Run) -> Run:
