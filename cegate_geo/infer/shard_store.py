@@ -206,6 +206,8 @@ def discard(path: Path) -> None:
 def _remove(path: Path) -> None:
     """Remove a folder that is locked. Renamed first: who comes meanwhile makes a new one, and works there."""
     gone = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
-    with suppress(OSError):
+    try:
         path.rename(gone)
+    except OSError:  # where open files can't be moved
+        gone = path
     shutil.rmtree(gone, ignore_errors=True)
