@@ -183,14 +183,14 @@ def command(
 def summary(result: Any) -> str:
     """The result for people."""
     if result.shard is not None:
-        resumed = f", {result.resumed_shards} shards were finished" if result.resumed_shards else ""
+        resumed = f", shards that were finished before: {result.resumed_shards}" if result.resumed_shards else ""
         return f"part {result.shard} is in {result.output}  ({result.tiles} tiles{resumed}, {result.seconds:.1f} s)"
     run = result.tiles - result.skipped_tiles
     lines = [
         f"{result.output}  ({run} tiles, {result.skipped_tiles} skipped, {result.seconds:.1f} s, {result.provider})"
     ]
     if result.resumed_shards:
-        lines.append(f"{result.resumed_shards} shards were finished before")
+        lines.append(f"shards that were finished before: {result.resumed_shards}")
     if result.resampled is not None:
         size = result.resampled
         lines.append(
