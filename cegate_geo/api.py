@@ -1,4 +1,4 @@
-"""The small stable Python surface: `predict` and `describe_model`.
+"""The small stable Python surface: `predict`, `merge` and `describe_model`.
 
 Example:
     >>> from cegate_geo.api import predict
@@ -19,8 +19,10 @@ from cegate_geo.domain.contract import StatedContract, TensorForm
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ContractWarning
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
+from cegate_geo.infer.merge import MergeOptions, merge_job
 from cegate_geo.infer.models import default_model_path, resolve_model
 from cegate_geo.infer.onnx_header import read_header
+from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import predict_scene
 from cegate_geo.infer.predictor import SessionOptions, load_predictor
 from cegate_geo.infer.progress import Monitor, Progress
@@ -34,6 +36,7 @@ __all__ = [
     "Progress",
     "default_model_path",
     "describe_model",
+    "merge",
     "predict",
 ]
 
@@ -73,6 +76,9 @@ class PredictKeywords(ContractKeywords, total=False):
     require_gpu: bool
     threads: int
     max_memory_mb: int
+    resume: bool
+    shard: str | tuple[int, int] | None
+    shard_rows: int | None
     overwrite: bool
     force: bool
 
@@ -88,6 +94,11 @@ def predict(
 ) -> PredictResult:
     """Predict the class of every pixel of a scene, of any size, into a georeferenced mask.
 
+    A large scene is computed shard by shard (see `docs/shards.md`). A run that does not come to its end leaves the
+    finished ones in the folder `<output>.job`, and the same call goes on from there: the result has the same bytes as
+    that of one run. `resume=False` starts afresh and leaves nothing. `shard="2/4"` computes the second of four parts
+    into that folder only; `merge` joins them.
+
     Args:
         scene: Raster that GDAL opens: a file, a VRT, a URL.
         output: GeoTIFF to write. It appears when it is complete, or not at all.
@@ -99,13 +110,15 @@ def predict(
         **options: See `PredictKeywords`.
 
     Returns:
-        What was made: paths, grid, pixels and square metres of each class.
+        What was made: paths, grid, pixels and square metres of each class. Of a part (`shard`), `output` is the job
+        folder, and pixels and areas are those of the part.
 
     Raises:
-        InputError: If scene, options or outputs can't be used; nothing has been written then.
+        InputError: If scene, options or outputs can't be used, another run works on the same output, or its job folder
+            holds shards that other options, another model or another scene gave; nothing has been written then.
         ModelError: If the model can't be used.
         CancelledError: If `cancel` said so.
-        CegateError: If anything else failed; no output is left behind.
+        CegateError: If anything else failed; no output is left behind, finished shards aside.
     """
     path = resolve_model(model) if model is not None else default_model_path()
     if model is None:
@@ -119,11 +132,70 @@ def predict(
     return predict_scene(str(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
 
 
+def merge(
+    job: str | Path,
+    output: str | Path | None = None,
+    *,
+    vector: str | Path | None = None,
+    confidence: str | Path | None = None,
+    probabilities: str | Path | None = None,
+    min_area_m2: float | None = None,
+    overwrite: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+) -> PredictResult:
+    """Join the shards that `predict(..., shard="I/N")` computed: the same bytes as one run.
+
+    The model is not needed, the scene only for its georeference. The job folder goes when the outputs are in place.
+
+    Args:
+        job: The job folder, `<output>.job`.
+        output: The mask to write. None, here and below, for what the parts were told.
+        vector: Polygons to write.
+        confidence: Winner's probability to write; the parts must have been asked for it, or for polygons.
+        probabilities: All probabilities to write; the parts must have been asked for them.
+        min_area_m2: Smaller polygons are left out.
+        overwrite: Replace outputs that exist.
+        progress: Called with a `Progress`, from the calling thread.
+        cancel: Asked several times a second; return True to stop.
+
+    Returns:
+        What was made, as of one run; its `tiles` are 0.
+
+    Raises:
+        InputError: If shards are missing or damaged, with which parts to compute; if the folder is none, somebody works
+            in it, or an output can't be used.
+        CancelledError: If `cancel` said so; the job folder is as it was.
+        CegateError: If anything else failed; likewise.
+
+    Example:
+        >>> for part in ("1/2", "2/2"):  # in two processes, on any machines that share the folder
+        ...     predict("scene.tif", "mask.tif", model="model.onnx", shard=part)  # doctest: +SKIP
+        >>> merge("mask.tif.job").output  # doctest: +SKIP
+    """
+
+    def path(given: str | Path | None) -> Path | None:
+        return None if given is None else Path(given)
+
+    options = MergeOptions(
+        output=path(output),
+        vector=path(vector),
+        confidence=path(confidence),
+        probabilities=path(probabilities),
+        min_area_m2=min_area_m2,
+        overwrite=overwrite,
+    )
+    return merge_job(Path(job), options, monitor=Monitor(progress, cancel))
+
+
 def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:
     """Keywords of `predict` as `PredictOptions` has them: paths as Path, sequences as tuples."""
     for name in ("vector", "confidence", "probabilities"):
         if keywords.get(name) is not None:
             keywords[name] = Path(keywords[name])
+    shard = keywords.get("shard")
+    if shard is not None:
+        keywords["shard"] = Part.parse(shard) if isinstance(shard, str) else Part(*shard)
     if keywords.get("aoi") is not None:
         keywords["aoi"] = str(keywords["aoi"])
     keywords["bands"] = tuple(str(band) for band in keywords.get("bands", ()))

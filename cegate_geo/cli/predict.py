@@ -127,6 +127,14 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Memory to plan for; polygons take more.",
 )
+@click.option(
+    "--resume/--no-resume",
+    default=True,
+    show_default=True,
+    help="Keep finished shards of a run that ends early in OUTPUT.job, and go on from them.",
+)
+@click.option("--shard", metavar="I/N", help="Compute the I-th of N parts only, into OUTPUT.job; see cegate-geo merge.")
+@click.option("--shard-rows", type=int, metavar="PX", help="Rows of a shard, in steps of 512. Default: 4096.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
@@ -147,6 +155,10 @@ def command(
     A scene whose pixels lie outside of the model's range of metres per pixel is resampled for the model as it is read,
     and probabilities go back to the scene's pixels before a class is chosen. More than 8 times outside it is refused
     without --force; pixels that much coarser are then used as they are, unless --resample always.
+
+    Large scenes are computed in shards. A run that is cancelled, fails or is killed leaves those that are finished in
+    the folder OUTPUT.job, and the same command goes on from there. Several processes, on any machines that share the
+    folder, compute one --shard each; cegate-geo merge joins them. Nothing of this changes a byte of the outputs.
     """
     from cegate_geo.api import predict
 
@@ -165,15 +177,20 @@ def command(
             result = predict(scene, output, progress=show, cancel=cancel, **options)
         finally:
             close()
-    click.echo(_summary(result))
+    click.echo(summary(result))
 
 
-def _summary(result: Any) -> str:
+def summary(result: Any) -> str:
     """The result for people."""
+    if result.shard is not None:
+        resumed = f", shards that were finished before: {result.resumed_shards}" if result.resumed_shards else ""
+        return f"part {result.shard} is in {result.output}  ({result.tiles} tiles{resumed}, {result.seconds:.1f} s)"
     run = result.tiles - result.skipped_tiles
     lines = [
         f"{result.output}  ({run} tiles, {result.skipped_tiles} skipped, {result.seconds:.1f} s, {result.provider})"
     ]
+    if result.resumed_shards:
+        lines.append(f"shards that were finished before: {result.resumed_shards}")
     if result.resampled is not None:
         size = result.resampled
         lines.append(

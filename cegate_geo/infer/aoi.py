@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ class PolygonArea:
             width=max(1, int(np.ceil(right)) - col),
             height=max(1, int(np.ceil(bottom)) - row),
         ).intersection(whole)
+
+    def digest(self) -> str:
+        """What tells it from other areas on the same grid."""
+        said = hashlib.sha256(b"outside" if self._invert else b"inside")
+        for polygon in self._polygons:
+            said.update(shapely.to_wkb(polygon))
+        return said.hexdigest()[:16]
 
     def touches(self, window: Window) -> bool:
         """Whether any pixel of the window may be asked for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,6 @@ from cegate_geo.infer.class_rule import ClassRule
 from cegate_geo.infer.feed import BandEnd, Batch
 from cegate_geo.infer.resample import Resampling
 from cegate_geo.infer.stitch import Block, Stitcher
-from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.tiles import TilePlan
 from cegate_geo.infer.view import Shard
 from cegate_geo.infer.writer import BLOCK_SIZE, class_raster
@@ -39,6 +39,13 @@ class Band:
     """(K, H, W), 0..255 = 0..1."""
 
 
+class Counter(Protocol):
+    """Counts what comes out."""
+
+    def add(self, window: Window, channels: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.bool_]) -> None:
+        """Count the winning channels (H, W) of a window where `wanted` (H, W)."""
+
+
 class Canvas:
     """The pixels of one band at a time while they are filled, part by part.
 
@@ -56,7 +63,7 @@ class Canvas:
         legend: Legend,
         *,
         rule: ClassRule | None = None,
-        tally: Tally,
+        tally: Counter,
         emit: Callable[[Band], None],
         with_confidence: bool,
         with_probabilities: bool,
@@ -111,18 +118,32 @@ class Canvas:
         )
 
 
+class Rows(Protocol):
+    """What becomes of the stitched rows of one shard, from the top down."""
+
+    def begin(self, window: Window) -> None:
+        """The rows of `window`, on the grid of the tiles, come next."""
+
+    def place(self, block: Block) -> None:
+        """A part of them is complete."""
+
+    def end(self, end: BandEnd) -> None:
+        """A tile row is through. Where none of its tiles was run, nothing of it was begun."""
+
+
 class Assembler:
-    """Takes batches of one shard with their probabilities, gives bands from the top down.
+    """Takes batches of one shard with their probabilities, stitches them tile row by tile row.
 
     Args:
         plan: The tile plan.
-        region: The shard's window.
-        canvas: Where bands are filled; its grid is that of the tiles.
+        region: The shard's window, on the grid of the tiles.
+        classes: Channels of the model's output.
+        rows: Takes what is complete.
     """
 
-    def __init__(self, plan: TilePlan, region: Window, *, canvas: Canvas) -> None:
-        self._plan, self._region, self._canvas = plan, region, canvas
-        self._stitcher = Stitcher(plan, region, classes=canvas.classes)
+    def __init__(self, plan: TilePlan, region: Window, *, classes: int, rows: Rows) -> None:
+        self._plan, self._region, self._rows = plan, region, rows
+        self._stitcher = Stitcher(plan, region, classes=classes)
         self._open_row = -1
         self._window: Window | None = None
 
@@ -132,38 +153,56 @@ class Assembler:
         number = 0
         for step in batch.steps:
             if isinstance(step, BandEnd):
-                self._end_row(step)
+                self._rows.end(step)
                 continue
             if step.row != self._open_row:
-                self._open_row = step.row
-                self._window = _final_rows(self._plan, step.row, self._region)
+                self._open_row, self._window = step.row, _final_rows(self._plan, step.row, self._region)
                 if self._window is not None:
-                    self._canvas.open(self._window)
+                    self._rows.begin(self._window)
             block = self._stitcher.add(step, probabilities[number])
             number += 1
             if block is not None and self._window is not None:
-                self._canvas.place(block)
+                self._rows.place(block)
 
-    def _end_row(self, end: BandEnd) -> None:
+
+class SameGrid:
+    """Rows of tiles that lie on the outputs' grid: they are the bands.
+
+    Args:
+        canvas: Where bands are filled.
+    """
+
+    def __init__(self, canvas: Canvas) -> None:
+        self._canvas = canvas
+        self._window: Window | None = None
+
+    def begin(self, window: Window) -> None:
+        """Begin a band."""
+        self._window = window
+        self._canvas.open(window)
+
+    def place(self, block: Block) -> None:
+        """Fill a part of it."""
+        self._canvas.place(block)
+
+    def end(self, end: BandEnd) -> None:
+        """Write it."""
         if self._window == end.window:
             self._window = None
             self._canvas.close(end.wanted)
 
 
-class Restorer:
-    """The same for tiles on another grid than the outputs': probabilities go back before the winner is chosen.
+class OtherGrid:
+    """Rows of tiles on another grid than the outputs': probabilities go back before the winner is chosen.
 
     Args:
-        plan: The tile plan.
         shard: What is to be written, and the window of the tiles' grid that it takes.
         back: From the tiles' grid to the outputs'.
         canvas: Where bands are filled, on the outputs' grid.
     """
 
-    def __init__(self, plan: TilePlan, shard: Shard, *, back: Resampling, canvas: Canvas) -> None:
-        self._plan, self._region, self._back, self._canvas = plan, shard.region, back, canvas
-        self._stitcher = Stitcher(plan, shard.region, classes=canvas.classes)
-        self._open_row = -1
+    def __init__(self, shard: Shard, *, back: Resampling, canvas: Canvas) -> None:
+        self._region, self._back, self._canvas = shard.region, back, canvas
         self._end = shard.region.row_off
         """Rows before it are complete."""
         self._sums = np.zeros((canvas.classes, 0, shard.region.width), np.float32)
@@ -172,27 +211,21 @@ class Restorer:
         """(H, W), True where they are results."""
         self._band: Block | None = None
 
-    def __call__(self, item: tuple[Batch, npt.NDArray[np.float32]]) -> None:
-        """Take a batch and its probabilities (N, K, H, W)."""
-        batch, probabilities = item
-        number = 0
-        for step in batch.steps:
-            if isinstance(step, BandEnd):
-                self._end_row(step)
-                continue
-            if step.row != self._open_row:
-                self._open_row, window = step.row, _final_rows(self._plan, step.row, self._region)
-                self._band = None if window is None else self._empty(window)
-            block = self._stitcher.add(step, probabilities[number])
-            number += 1
-            if block is not None and self._band is not None:
-                rows, cols = block.window.slices(self._band.window)
-                self._band.probabilities[:, rows, cols] = block.probabilities
+    def begin(self, window: Window) -> None:
+        """Begin rows of the tiles' grid."""
+        self._band = self._empty(window)
+
+    def place(self, block: Block) -> None:
+        """Fill a part of them."""
+        if self._band is not None:
+            rows, cols = block.window.slices(self._band.window)
+            self._band.probabilities[:, rows, cols] = block.probabilities
 
     def _empty(self, window: Window) -> Block:
         return Block(window, np.zeros((self._canvas.classes, *window.shape), np.float32))
 
-    def _end_row(self, end: BandEnd) -> None:
+    def end(self, end: BandEnd) -> None:
+        """Write the output's rows that are complete now."""
         band, self._band = self._band, None
         if band is None or band.window != end.window:
             band = self._empty(end.window)  # no tile of the row was run

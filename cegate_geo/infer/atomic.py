@@ -112,7 +112,7 @@ class _Names:
             self._copies.append(near)
             shutil.copyfile(scratch, near)
             scratch = near
-        _sync(scratch)
+        sync(scratch)
         return scratch
 
     def place(self, near: Path, target: Path) -> None:
@@ -135,7 +135,7 @@ class _Names:
     def settle(self, folders: set[Path]) -> None:
         """Keep what was placed in these folders."""
         for folder in folders:
-            _sync(folder)
+            sync(folder)
         for _, old in self._placed:
             if old is not None:
                 old.unlink(missing_ok=True)
@@ -211,7 +211,8 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file or a folder's names to the disk."""
     if os.name != "posix" and path.is_dir():
         return
     handle = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)

@@ -36,11 +36,12 @@ class Batch:
     """Input for one session call, and what happens with its output, in order."""
 
     inputs: npt.NDArray[np.generic]
-    """(N, C, H, W)."""
+    """(N, C, H, W), N the same in every batch: a session may compute batches of different sizes in different ways. What
+    follows the `tiles` first ones repeats the last of them."""
     steps: list[Tile | BandEnd] = field(default_factory=list)
     """The n-th `Tile` among them belongs to the n-th output."""
     tiles: int = 0
-    """Tiles in `inputs`."""
+    """Tiles in `inputs`; where there is none, `inputs` holds nothing."""
     skipped: int = 0
     """Tiles that were passed over since the last batch: empty, or outside the area."""
 
@@ -103,6 +104,8 @@ class Feed:
                 # However much of a scene is empty: nothing gathers, and somebody looks whether to go on.
                 yield batch
                 batch = self._empty_batch()
+        if batch.tiles:
+            batch.inputs[batch.tiles :] = batch.inputs[batch.tiles - 1]
         yield batch
 
     def _open(self) -> StripReader:

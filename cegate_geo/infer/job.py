@@ -10,6 +10,7 @@ from typing import Any, Literal
 from cegate_geo.domain.contract import StatedContract
 from cegate_geo.errors import InputError
 from cegate_geo.infer.gsd import GridChoice, ResampleMode
+from cegate_geo.infer.parts import Part
 from cegate_geo.infer.tiles import StitchMode
 
 DEFAULT_MEMORY_MB = 512
@@ -54,6 +55,13 @@ class PredictOptions:
     """Session threads; 0 for all usable cores."""
     max_memory_mb: int = DEFAULT_MEMORY_MB
     """Memory to plan for: wide scenes are cut into upright shards until the buffers fit."""
+    resume: bool = True
+    """Whether to keep finished shards of a run that does not come to its end, and to go on with those of an earlier
+    one. False starts afresh and keeps nothing."""
+    shard: Part | None = None
+    """The part that is computed, into the job folder only; None for everything."""
+    shard_rows: int | None = None
+    """Rows of a shard, a multiple of 512 or rounded down to one; None for 4096."""
     overwrite: bool = False
     force: bool = False
     """Predict although the scene's GSD is far from the model's."""
@@ -73,6 +81,11 @@ class PredictOptions:
             (self.batch_size is None or self.batch_size > 0, f"batch_size={self.batch_size} is not positive"),
             (self.threads >= 0, f"threads={self.threads} is negative"),
             (self.max_memory_mb >= 64, f"max_memory_mb={self.max_memory_mb} is less than 64"),
+            (self.shard_rows is None or self.shard_rows > 0, f"shard_rows={self.shard_rows} is not positive"),
+            (
+                self.resume or self.shard is None,
+                "a part of a job goes to the job folder that resume=False does without",
+            ),
             (not self.invert_aoi or self.aoi is not None, "invert_aoi is set, but there is no aoi"),
             (self.gsd in ("source", "model"), f"gsd={self.gsd!r} is neither 'source' nor 'model'"),
             (self.resample in ("auto", "always", "never"), f"resample={self.resample!r} is not known"),
@@ -129,6 +142,10 @@ class PredictResult:
     confidence: Path | None = None
     probabilities: Path | None = None
     polygons: int | None = None
+    shard: str | None = None
+    """The part that was computed, 'I/N'; `output` is the job folder then, and nothing else was written."""
+    resumed_shards: int = 0
+    """Shards that an earlier run had finished. `tiles` does not count theirs."""
 
     def to_json(self) -> dict[str, Any]:
         """The object of the `result` event."""
@@ -140,13 +157,14 @@ class PredictResult:
             for c in self.classes
         ]
         names = ("nodata_pixels", "tiles", "skipped_tiles", "seconds", "provider", "model", "model_sha256", "polygons")
+        more = ("shard", "resumed_shards")
         return {
             "output": str(self.output),
             "grid": dict(self.grid),
             "resampled": None if self.resampled is None else dict(self.resampled),
             "classes": classes,
             **paths,
-            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) for name in (*names, *more)},
         }
 
 

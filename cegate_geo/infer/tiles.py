@@ -192,22 +192,30 @@ class TilePlan:
             support=_window(self.rows.support(row), self.cols.support(col)),
         )
 
-    def column_shards(self, *, max_width: int, align: int, within: Window | None = None) -> list[Window]:
-        """`column_shards` of the raster that is planned."""
-        return column_shards(self.shape, max_width=max_width, align=align, within=within)
 
-
-def column_shards(shape: tuple[int, int], *, max_width: int, align: int, within: Window | None = None) -> list[Window]:
-    """Cut a raster of `shape`, or the part `within`, into upright shards of at most `max_width` px, aligned to `align`.
+def shard_windows(
+    shape: tuple[int, int], *, largest: tuple[int, int], align: int, within: Window | None = None
+) -> list[Window]:
+    """Cut a raster of `shape`, or the part `within`, into shards, column strip by column strip from the top down.
 
     Shards partition what is cut. Every tile that has weight in a shard is computed for it; results do not depend on how
     a raster is cut.
+
+    Args:
+        shape: (height, width).
+        largest: (height, width) that a shard has at most, but for one block that it always has.
+        align: Side of a block; shards meet where blocks do.
+        within: What is to be cut; None for everything.
     """
     whole = within or Window.of_shape(shape)
-    step = max(align, max_width // align * align)
-    edges = sorted({whole.col_off, *range(0, shape[1], step), whole.col_end})
-    edges = [e for e in edges if whole.col_off <= e <= whole.col_end]
-    return [_window((whole.row_off, whole.row_end), pair) for pair in itertools.pairwise(edges)]
+    rows = _edges(whole.row_off, whole.row_end, largest[0], align)
+    cols = _edges(whole.col_off, whole.col_end, largest[1], align)
+    return [_window(r, c) for c in itertools.pairwise(cols) for r in itertools.pairwise(rows)]
+
+
+def _edges(start: int, stop: int, longest: int, align: int) -> list[int]:
+    step = max(align, longest // align * align)
+    return [start, *range((start // step + 1) * step, stop, step), stop]
 
 
 def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:

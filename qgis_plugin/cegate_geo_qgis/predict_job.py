@@ -76,6 +76,7 @@ class PredictJob:
         for name, value in options:
             if value is not None and value != "":
                 words += [f"{name}={value}"]  # with '=', so that a negative number is no option
+        words += ["--no-resume"]  # QGIS has no place to say what is left of a run that was cancelled
         words += ["--overwrite"] if self.overwrite else []
         words += ["--force"] if self.force else []
         return words

@@ -95,6 +95,19 @@ def test_a_wide_resampled_scene_stays_within_the_memory_that_it_is_given(
     assert peak_mb(scene, tmp_path / "mask.tif", model, **options) <= 512
 
 
+def test_a_scene_of_a_hundred_thousand_columns_stays_within_the_memory_that_it_is_given(tmp_path: Path) -> None:
+    """With 19 classes a band of it in full width would take gigabytes: it is stitched in strips."""
+    legend = Legend.from_names({n: f"class {n}" for n in range(19)})
+    weights = {"kernel": np.full((19, 3, 1, 1), 1 / 57, np.float32)}
+    nodes = [helper.make_node("Conv", ["x", "kernel"], ["y"])]
+    model = toys.save(
+        tmp_path / "m.onnx", toys.manifest(size=256, halo=32, legend=legend), nodes, weights, classes=19,
+        sides=(256, 256),
+    )  # fmt: skip
+    scene = empty_scene(tmp_path / "scene.tif", (500, 100_000), 0.13)
+    assert peak_mb(scene, tmp_path / "mask.tif", model, max_memory_mb=512) <= 512
+
+
 @pytest.mark.shared_data
 def test_the_drone_scene_needs_less_than_a_gigabyte(shared_data: Path, tmp_path: Path) -> None:
     model = toys.brightness(tmp_path / "m.onnx", size=512, halo=64)

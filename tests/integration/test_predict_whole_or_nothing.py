@@ -19,7 +19,7 @@ from onnx import helper
 
 from cegate_geo.api import Progress, predict
 from cegate_geo.errors import CancelledError, CegateError, InputError, OutputExistsError
-from cegate_geo.infer import pipeline, writer
+from cegate_geo.infer import finish, writer
 from cegate_geo.infer.predictor import Predictor
 from tests import toy_models as toys
 
@@ -77,7 +77,7 @@ def test_a_run_cancelled_while_it_finishes_leaves_nothing(job: dict[str, Any], m
         released.wait()
         ended.set()
 
-    monkeypatch.setattr(pipeline, "make_cog", slow_cog)
+    monkeypatch.setattr(finish, "make_cog", slow_cog)
     try:
         with pytest.raises(CancelledError):
             predict(**job, cancel=begun.is_set)
@@ -150,7 +150,7 @@ def test_a_failed_run_leaves_nothing(job: dict[str, Any], monkeypatch: pytest.Mo
     elif stage == "cog":
         monkeypatch.setattr(writer.rasterio.shutil, "copy", fail)
     elif stage == "commit":
-        monkeypatch.setattr("cegate_geo.infer.atomic._sync", fail)
+        monkeypatch.setattr("cegate_geo.infer.atomic.sync", fail)
     else:
         from cegate_geo.infer.reader import StripReader
 

@@ -112,15 +112,15 @@ FULL = PredictJob(
 
 def test_only_what_differs_from_the_engines_own_choice_is_written():
     job = PredictJob(scene="s.tif", output="m.tif", overwrite=False)
-    assert job.arguments() == ["predict", "s.tif", "--output", "m.tif"]
+    assert job.arguments() == ["predict", "s.tif", "--output", "m.tif", "--no-resume"]
 
 
 def test_every_option_is_one_that_the_engine_has():
     from cegate_geo.cli.predict import command
 
-    known = {name for parameter in command.params for name in parameter.opts}
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     used = {word.split("=")[0] for word in FULL.arguments() if word.startswith("--")} | {"--events"}
-    assert len(used) == 20
+    assert len(used) == 21
     assert used - known == set()
 
 

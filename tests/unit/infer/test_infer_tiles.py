@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError
 from cegate_geo.infer.stitch import Stitcher, winners
-from cegate_geo.infer.tiles import Axis, TilePlan, falling, plan_axis, rising
+from cegate_geo.infer.tiles import Axis, TilePlan, falling, plan_axis, rising, shard_windows
 
 
 @st.composite
@@ -159,9 +159,20 @@ def test_a_shard_has_the_same_bits_as_the_whole(data: st.DataObject) -> None:
 def test_shards_partition_the_raster(data: st.DataObject) -> None:
     plan = data.draw(plans())
     count = np.zeros(plan.shape, int)
-    for shard in plan.column_shards(max_width=data.draw(st.integers(1, 40)), align=data.draw(st.integers(1, 16))):
+    largest = data.draw(st.tuples(st.integers(1, 40), st.integers(1, 40)))
+    region, align = data.draw(regions(plan)), data.draw(st.integers(1, 16))
+    for shard in shard_windows(plan.shape, largest=largest, align=align, within=region):
         count[shard.slices(Window.of_shape(plan.shape))] += 1
-    assert (count == 1).all()
+        assert shard.height <= max(largest[0], align)
+        assert shard.width <= max(largest[1], align)
+        for first, last, edges in (
+            (shard.row_off, shard.row_end, (region.row_off, region.row_end)),
+            (shard.col_off, shard.col_end, (region.col_off, region.col_end)),
+        ):
+            assert all(edge % align == 0 or edge in edges for edge in (first, last))
+    inside = np.zeros(plan.shape, bool)
+    inside[region.slices(Window.of_shape(plan.shape))] = True
+    np.testing.assert_array_equal(count, inside)
 
 
 @settings(deadline=None)
