@@ -59,6 +59,8 @@ class PredictKeywords(ContractKeywords, total=False):
     confidence: str | Path | None
     probabilities: str | Path | None
     min_area_m2: float
+    simplify_m: float
+    vector_classes: Sequence[int | str]
     aoi: str | Path | None
     invert_aoi: bool
     bands: Sequence[int | str]
@@ -127,6 +129,7 @@ def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:
     if keywords.get("aoi") is not None:
         keywords["aoi"] = str(keywords["aoi"])
     keywords["bands"] = tuple(str(band) for band in keywords.get("bands", ()))
+    keywords["vector_classes"] = tuple(str(word) for word in keywords.get("vector_classes", ()))
     keywords["nodata"] = tuple(float(value) for value in keywords.get("nodata", ()))
     names = [field.name for field in dataclasses.fields(StatedContract)]
     keywords["stated"] = _stated({name: keywords.pop(name) for name in names if name in keywords})
