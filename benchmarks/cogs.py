@@ -1,6 +1,6 @@
 """Seconds and peak memory of making COGs of sparse scratch rasters.
 
-    python benchmarks/cogs.py --side 40000 --bands 1
+python benchmarks/cogs.py --side 40000 --bands 1
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 CHILD = """
 import json, sys, time

@@ -1,9 +1,9 @@
 """A class map without areas that are too small: each takes the class of the neighbour with which it shares most edge.
 
 The smallest goes first, and joins all areas of its new class that it touches; if they are still too small together,
-their turn comes again. So a chain of small areas grows until it is large enough or part of something that is. Ties go to the
-larger neighbour, then to the one that begins further up, further left. An area that touches nothing but nodata becomes
-nodata. Corners are no edges, nodata is no neighbour.
+their turn comes again. So a chain of small areas grows until it is large enough or part of something that is. Ties go
+to the larger neighbour, then to the one that begins further up, further left. An area that touches nothing but nodata
+becomes nodata. Corners are no edges, nodata is no neighbour.
 """
 
 from __future__ import annotations
