@@ -198,6 +198,8 @@ def _measure(
     known: Sums,
 ) -> Sums:
     """Class, pixels, area and confidence of the labels of a strip that are not known yet."""
+    if not labels.any():
+        return Sums.none()
     labels = np.where(labels > 0, labels - np.int32(len(known.pixels) - 1), 0)
     size = int(labels.max()) + 1
     pixels = np.bincount(labels.ravel(), minlength=size)

@@ -17,6 +17,8 @@ def label_areas(ids: npt.NDArray[np.generic], *, nodata: float) -> tuple[Labels,
     Returns:
         Labels (H, W) int32, and how many areas there are.
     """
+    if (ids == nodata).all():
+        return np.zeros(ids.shape, np.int32), 0
     starts = np.ones(ids.shape, np.bool_)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
     runs = (np.cumsum(starts.ravel(), dtype=np.int32) - 1).reshape(ids.shape)

@@ -95,26 +95,6 @@ def test_a_wide_resampled_scene_stays_within_the_memory_that_it_is_given(
     assert peak_mb(scene, tmp_path / "mask.tif", model, **options) <= 512
 
 
-@pytest.mark.parametrize("vector", [False, True])
-def test_memory_does_not_grow_with_the_scene(tmp_path: Path, vector: bool) -> None:
-    """Law 5: 40,000 x 40,000 takes at most 50 MB more than 10,000 x 10,000, polygons of noise and all."""
-    model = toys.brightness(tmp_path / "m.onnx", size=512, halo=32)
-    peaks = []
-    for side in (10_000, 40_000):
-        scene = tmp_path / "scene.tif"
-        noise = np.kron(toys.noise((64, 160)), np.ones((1, 16, 16), np.uint8))
-        with rasterio.open(
-            scene, "w", driver="GTiff", width=side, height=side, count=3, dtype="uint8", photometric="RGB",
-            nodata=0, tiled=True, blockxsize=512, blockysize=512, interleave="pixel", sparse_ok=True, **toys.UTM,
-        ) as dataset:  # fmt: skip
-            for col in range(0, side - 2560, 2560):
-                dataset.write(np.maximum(noise, 1), window=rasterio.windows.Window(col, side // 2, 2560, 1024))
-        options: dict[str, Any] = {"vector": str(tmp_path / f"{side}.gpkg"), "simplify_m": 0.13} if vector else {}
-        peaks.append(peak_mb(scene, tmp_path / f"{side}.tif", model, **options))
-        scene.unlink()
-    assert peaks[1] - peaks[0] <= 50, peaks
-
-
 @pytest.mark.shared_data
 def test_the_drone_scene_needs_less_than_a_gigabyte(shared_data: Path, tmp_path: Path) -> None:
     model = toys.brightness(tmp_path / "m.onnx", size=512, halo=64)
