@@ -62,6 +62,8 @@ class PredictKeywords(ContractKeywords, total=False):
     confidence: str | Path | None
     probabilities: str | Path | None
     min_area_m2: float
+    simplify_m: float
+    vector_classes: Sequence[int | str]
     aoi: str | Path | None
     invert_aoi: bool
     bands: Sequence[int | str]
@@ -140,6 +142,8 @@ def merge(
     confidence: str | Path | None = None,
     probabilities: str | Path | None = None,
     min_area_m2: float | None = None,
+    simplify_m: float | None = None,
+    vector_classes: Sequence[int | str] | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -154,7 +158,9 @@ def merge(
         vector: Polygons to write.
         confidence: Winner's probability to write; the parts must have been asked for it, or for polygons.
         probabilities: All probabilities to write; the parts must have been asked for them.
-        min_area_m2: Smaller polygons are left out.
+        min_area_m2: Smaller areas join a neighbour, in polygons only.
+        simplify_m: How far outlines of polygons may move.
+        vector_classes: Names or ids of the classes that polygons are written of.
         overwrite: Replace outputs that exist.
         progress: Called with a `Progress`, from the calling thread.
         cancel: Asked several times a second; return True to stop.
@@ -183,6 +189,8 @@ def merge(
         confidence=path(confidence),
         probabilities=path(probabilities),
         min_area_m2=min_area_m2,
+        simplify_m=simplify_m,
+        vector_classes=None if vector_classes is None else tuple(str(word) for word in vector_classes),
         overwrite=overwrite,
     )
     return merge_job(Path(job), options, monitor=Monitor(progress, cancel))
@@ -199,6 +207,7 @@ def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:
     if keywords.get("aoi") is not None:
         keywords["aoi"] = str(keywords["aoi"])
     keywords["bands"] = tuple(str(band) for band in keywords.get("bands", ()))
+    keywords["vector_classes"] = tuple(str(word) for word in keywords.get("vector_classes", ()))
     keywords["nodata"] = tuple(float(value) for value in keywords.get("nodata", ()))
     names = [field.name for field in dataclasses.fields(StatedContract)]
     keywords["stated"] = _stated({name: keywords.pop(name) for name in names if name in keywords})

@@ -8,14 +8,16 @@ from typing import Any
 import click
 
 from cegate_geo.cli.events import EventStream, ProgressEvents, progress_bar, watch_cancel
-from cegate_geo.cli.predict import summary
+from cegate_geo.cli.predict import WordList, summary
 
 
 @click.command("merge", short_help="Join the shards of a prediction.")
 @click.argument("job", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Mask to write. Default: as was asked for.")
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write. Default: as was asked for.")
-@click.option("--min-area", "min_area_m2", type=float, metavar="M2", help="Leave out smaller polygons.")
+@click.option("--min-area", "min_area_m2", type=float, metavar="M2", help="As of predict. Default: as was asked for.")
+@click.option("--simplify", "simplify_m", type=float, metavar="M", help="As of predict. Default: as was asked for.")
+@click.option("--vector-classes", type=WordList(), metavar="NAMES|IDS", help="As of predict. Default: likewise.")
 @click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability. Default: as was asked for.")
 @click.option("--probabilities", type=click.Path(path_type=Path), help="Probabilities. Default: as was asked for.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")

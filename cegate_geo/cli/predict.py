@@ -87,7 +87,9 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Mask to write, a .tif.")
 @click.option("-m", "--model", metavar="FILE|NAME", help="ONNX file, .emd or STAC MLM item, or a shipped model's name.")
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write: .gpkg or .fgb.")
-@click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Leave out smaller polygons.")
+@click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Polygons: merge smaller ones.")
+@click.option("--simplify", "simplify_m", type=float, default=0.0, metavar="M", help="Polygons: move outlines so far.")
+@click.option("--vector-classes", type=WordList(), default=(), metavar="NAMES|IDS", help="Polygons: of these classes.")
 @click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability to write, a .tif.")
 @click.option("--probabilities", type=click.Path(path_type=Path), help="All probabilities to write, a .tif.")
 @click.option("--aoi", metavar="FILE[|LAYER]", help="Polygons: predict only there.")
@@ -151,6 +153,11 @@ def command(
     GeoDeep, geoai and ArcGIS (.emd, ONNX only) and STAC MLM items run by theirs; cegate-geo info shows it. The options
     from --classes on state what a file does not say, and go before what it says: a bare ONNX file needs --classes and
     --scale at least.
+
+    Polygons are those of the mask, exact to the pixel; neighbours share their edges. --min-area gives each area that is
+    too small to the neighbour with the longest shared edge. --simplify lets outlines move by so many metres at most
+    (pixels, where the scene does not say how large they are); nothing overlaps, gapes or vanishes. --vector-classes
+    leaves out the other classes, and the memory that their outlines take. The mask has none of that.
 
     A scene whose pixels lie outside of the model's range of metres per pixel is resampled for the model as it is read,
     and probabilities go back to the scene's pixels before a class is chosen. More than 8 times outside it is refused

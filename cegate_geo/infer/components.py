@@ -17,11 +17,13 @@ def label_areas(ids: npt.NDArray[np.generic], *, nodata: float) -> tuple[Labels,
     Returns:
         Labels (H, W) int32, and how many areas there are.
     """
+    if (ids == nodata).all():
+        return np.zeros(ids.shape, np.int32), 0
     starts = np.ones(ids.shape, np.bool_)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
     runs = (np.cumsum(starts.ravel(), dtype=np.int32) - 1).reshape(ids.shape)
     linked = (ids[1:] == ids[:-1]) & (starts[1:] | starts[:-1])
-    root = _smallest_linked(int(runs[-1, -1]) + 1, runs[:-1][linked], runs[1:][linked])
+    root = smallest_linked(int(runs[-1, -1]) + 1, runs[:-1][linked], runs[1:][linked])
     root[ids[starts] == nodata] = -1
     kept = np.unique(root[root >= 0])
     number = np.zeros(len(root) + 1, np.int32)
@@ -29,7 +31,7 @@ def label_areas(ids: npt.NDArray[np.generic], *, nodata: float) -> tuple[Labels,
     return number[root][runs], len(kept)
 
 
-def _smallest_linked(count: int, left: Labels, right: Labels) -> npt.NDArray[np.intp]:
+def smallest_linked(count: int, left: Labels, right: Labels) -> npt.NDArray[np.intp]:
     """For nodes 0..count and links between them, the smallest node that each is connected with."""
     parent = np.arange(count)
     while True:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CegateError, GeoreferenceWarning
 from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.atomic import JobFolder
-from cegate_geo.infer.job import PredictResult
+from cegate_geo.infer.job import PredictResult, VectorOptions
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml
@@ -37,7 +37,8 @@ class Targets:
     vector: Path | None = None
     confidence: Path | None = None
     probabilities: Path | None = None
-    min_area_m2: float = 0.0
+    polygons: VectorOptions = field(default_factory=VectorOptions)
+    """What is made of areas before they go to `vector`."""
 
     @property
     def rasters(self) -> dict[str, Path]:
@@ -124,7 +125,7 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
             legend=product.legend,
             georeference=product.view.georeference,
             ground=product.view.ground,
-            min_area_m2=targets.min_area_m2,
+            options=targets.polygons,
             check=monitor.check,
         )
         job.publish(scratch, targets.vector)

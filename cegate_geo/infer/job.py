@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,18 @@ VECTOR_FORMATS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class VectorOptions:
+    """What is made of a mask's areas before they are written as polygons."""
+
+    classes: tuple[str, ...] = ()
+    """Names or ids of those to write; empty for all."""
+    min_area_m2: float = 0.0
+    """Smaller areas join a neighbour."""
+    simplify_m: float = 0.0
+    """How far outlines may move: metres, or pixels where nothing says how large those are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PredictOptions:
     """Everything that `predict` can be told beyond scene, output and model."""
 
@@ -28,7 +41,12 @@ class PredictOptions:
     probabilities: Path | None = None
     """GeoTIFF for the probabilities of all classes."""
     min_area_m2: float = 0.0
-    """Polygons smaller than this are left out of `vector`."""
+    """Areas smaller than this take the class of the neighbour with the longest shared edge, in `vector` only."""
+    simplify_m: float = 0.0
+    """How far the outlines of `vector` may move to have fewer points; neighbours still share their edges. Metres, or
+    pixels for a scene that does not say how large they are."""
+    vector_classes: tuple[str, ...] = ()
+    """Names or ids of the classes that `vector` holds; empty for all."""
     aoi: str | None = None
     """Polygons, 'FILE' or 'FILE|layer': elsewhere nothing is predicted."""
     invert_aoi: bool = False
@@ -69,13 +87,19 @@ class PredictOptions:
     """What the user says of a model that does not say it itself."""
 
     @property
+    def vector_options(self) -> VectorOptions:
+        """What concerns polygons."""
+        return VectorOptions(classes=self.vector_classes, min_area_m2=self.min_area_m2, simplify_m=self.simplify_m)
+
+    @property
     def resample_mode(self) -> ResampleMode:
         """When to resample, with what `gsd` implies."""
         return "always" if self.gsd == "model" else self.resample
 
     def __post_init__(self) -> None:
         checks = [
-            (self.min_area_m2 >= 0, f"min_area_m2={self.min_area_m2} is negative"),
+            (0 <= self.min_area_m2 < inf, f"min_area_m2={self.min_area_m2} is negative or endless"),
+            (0 <= self.simplify_m < inf, f"simplify_m={self.simplify_m} is negative or endless"),
             (self.tile_size is None or self.tile_size > 0, f"tile_size={self.tile_size} is not positive"),
             (self.halo is None or self.halo >= 0, f"halo={self.halo} is negative"),
             (self.batch_size is None or self.batch_size > 0, f"batch_size={self.batch_size} is not positive"),

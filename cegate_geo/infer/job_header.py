@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError
 from cegate_geo.infer.finish import Targets
 from cegate_geo.infer.gsd import GridChoice, ResampleMode
+from cegate_geo.infer.job import VectorOptions
 from cegate_geo.infer.job_key import job_key
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.reader import is_plain_path
@@ -40,8 +41,16 @@ def job_header(run: Run, targets: Targets, *, model: Path, sha256: str) -> dict[
         "manifest": run.predictor.manifest.to_json(),
         "tags": tags(run, sha256),
         "targets": {name: None if path is None else str(path.absolute()) for name, path in place.items()}
-        | {"min_area_m2": targets.min_area_m2},
+        | {"polygons": asdict(targets.polygons)},
     }
+
+
+def _polygons(stored: Mapping[str, Any]) -> VectorOptions:
+    return VectorOptions(
+        classes=tuple(str(word) for word in stored["classes"]),
+        min_area_m2=float(stored["min_area_m2"]),
+        simplify_m=float(stored["simplify_m"]),
+    )
 
 
 def stored_shard_shape(header: Mapping[str, Any]) -> tuple[int, int]:
@@ -99,7 +108,7 @@ class StoredJob:
                     vector=more.get("vector"),
                     confidence=more.get("confidence"),
                     probabilities=more.get("probabilities"),
-                    min_area_m2=float(header["targets"]["min_area_m2"]),
+                    polygons=_polygons(header["targets"]["polygons"]),
                 ),
             )
         except (KeyError, TypeError, ValueError) as error:

@@ -16,7 +16,19 @@ from cegate_geo.infer.settle import Run
 from cegate_geo.infer.view import View
 
 WITHOUT_SAY = frozenset(
-    {"vector", "confidence", "probabilities", "min_area_m2", "aoi", "bands", "tile_size", "halo", "batch_size"}
+    {
+        "vector",
+        "confidence",
+        "probabilities",
+        "min_area_m2",
+        "simplify_m",
+        "vector_classes",
+        "aoi",
+        "bands",
+        "tile_size",
+        "halo",
+        "batch_size",
+    }
     | {"provider", "require_gpu", "threads", "max_memory_mb", "overwrite", "force", "stated", "gsd", "resample"}
     | {"resume", "shard", "shard_rows"}
 )

@@ -33,6 +33,8 @@ class MergeOptions:
     confidence: Path | None = None
     probabilities: Path | None = None
     min_area_m2: float | None = None
+    simplify_m: float | None = None
+    vector_classes: tuple[str, ...] | None = None
     overwrite: bool = False
 
 
@@ -79,10 +81,12 @@ def _targets(job: StoredJob, options: MergeOptions) -> Targets:
     """
     given = {
         name: value
-        for name in ("output", "vector", "confidence", "probabilities", "min_area_m2")
+        for name in ("output", "vector", "confidence", "probabilities")
         if (value := getattr(options, name)) is not None
     }
-    targets = replace(job.targets, **given)
+    said = {"classes": options.vector_classes, "min_area_m2": options.min_area_m2, "simplify_m": options.simplify_m}
+    polygons = replace(job.targets.polygons, **{name: value for name, value in said.items() if value is not None})
+    targets = replace(job.targets, polygons=polygons, **given)
     for raster in targets.rasters.values():
         checked_output(raster)
     needs = {"confidence": targets.confidence or targets.vector, "probabilities": targets.probabilities}

@@ -76,7 +76,7 @@ def targets_of(output: Path, options: PredictOptions) -> Targets:
         vector=options.vector,
         confidence=options.confidence,
         probabilities=options.probabilities,
-        min_area_m2=options.min_area_m2,
+        polygons=options.vector_options,
     )
 
 

@@ -129,7 +129,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     if options.vector is not None:
         from cegate_geo.infer.vectorize import check_vector
 
-        check_vector(view.georeference, view.ground, options.min_area_m2)
+        check_vector(view.georeference, view.ground, legend, options.vector_options)
     halo, size = manifest.halo if options.halo is None else options.halo, options.tile_size or manifest.tile_size
     if 2 * halo >= size:
         raise InputError(f"A halo of {halo} px leaves nothing of tiles of {size} px.", hint="Use a smaller --halo.")

@@ -25,6 +25,8 @@ from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 
 BLOCK_SIZE = 512
 """Side of the output's blocks in pixels. Shards are aligned to it."""
+OVERVIEW_PIXELS = 2**24
+"""Pixels from which overviews are made at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,8 +136,15 @@ class RasterWriter:
 
 
 def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
-    """Copy a raster to a cloud-optimised GeoTIFF with overviews."""
-    with write_errors(target), quiet_about_georeference(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+    """Copy a raster to a cloud-optimised GeoTIFF with overviews.
+
+    Overviews are made by GDAL from chunks of full width, several of them in flight with several threads: in one thread,
+    of chunks that get lower where a raster is wide, they need the same memory for any raster and on any machine.
+    """
+    with quiet_about_georeference(), rasterio.open(source) as raster:
+        rows = min(BLOCK_SIZE, max(64, OVERVIEW_PIXELS // raster.width // 64 * 64))
+    settings = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_OVR_CHUNKYSIZE=rows)
+    with write_errors(target), quiet_about_georeference(), settings:
         rasterio.shutil.copy(
             str(source),
             str(target),
@@ -146,7 +155,7 @@ def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
             overview_resampling=kind.resampling,
             overviews="AUTO",
             bigtiff="IF_SAFER",
-            num_threads="ALL_CPUS",
+            num_threads="1",
         )
 
 

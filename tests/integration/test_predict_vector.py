@@ -16,13 +16,12 @@ import rasterio
 import shapely
 import shapely.affinity
 from affine import Affine
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from cegate_geo.api import predict
 from cegate_geo.errors import CegateWarning, GeoreferenceWarning, InputError
-from cegate_geo.infer import vectorize as module
 from cegate_geo.infer.components import label_areas
 from tests import toy_models as toys
 
@@ -91,45 +90,6 @@ def test_useless_areas_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "mask.tif").exists()
 
 
-def make_mask(path: Path, ids: np.ndarray) -> tuple[Path, Path]:
-    """A class raster, and a confidence raster beside it."""
-    certainty = (np.arange(ids.size) % 255 + 1).reshape(ids.shape).astype(np.uint8)
-    mask = toys.write_raster(path / "ids.tif", ids[None].astype(np.uint8), nodata=255)
-    return mask, toys.write_raster(path / "certainty.tif", certainty[None], nodata=0)
-
-
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 50), st.integers(1, 40), st.integers(1, 3), st.integers(0, 999), st.integers(1, 60))
-def test_polygons_are_the_areas_of_the_mask(
-    tmp_path: Path, height: int, width: int, classes: int, seed: int, strip_rows: int
-) -> None:
-    """Oracle: burning each polygon back gives exactly one connected area; their sums are the mask's."""
-    random = np.random.default_rng(seed)
-    ids = random.integers(0, classes + 1, (height, width))
-    ids = np.where(ids == classes, 255, ids)
-    mask, certainty = make_mask(tmp_path, ids)
-    saved, module.STRIP_ROWS = module.STRIP_ROWS, strip_rows
-    try:
-        shapes = list(module.polygons(mask, certainty, ground=None))
-    finally:
-        module.STRIP_ROWS = saved
-    labels, count = label_areas(ids, nodata=255)
-    assert len(shapes) == count
-    painted = np.zeros(ids.shape, int)
-    sure = toys.read(certainty)[0].astype(float)
-    for shape in shapes:
-        polygon = shape.polygon()
-        assert polygon.is_valid
-        assert polygon.geom_type == "Polygon"
-        inside = rasterize([polygon], out_shape=ids.shape).astype(bool)
-        painted += inside
-        assert polygon.area == inside.sum() == shape.pixels
-        assert (ids[inside] == shape.class_id).all()
-        assert len(np.unique(labels[inside])) == 1
-        assert shape.confidence == sure[inside].sum()
-    np.testing.assert_array_equal(painted, ids != 255)
-
-
 @settings(deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 3), st.integers(0, 999))
 def test_areas_are_numbered_as_a_flood_fill_would(height: int, width: int, classes: int, seed: int) -> None:
@@ -186,15 +146,63 @@ def test_vector_area_equals_raster_area(tmp_path: Path, suffix: str, transform: 
     np.testing.assert_array_equal(burnt, ids)
 
 
-def test_small_polygons_are_left_out_on_demand(tmp_path: Path) -> None:
+def read_polygons(path: Path) -> tuple[Any, dict[str, Any]]:
+    meta, _, wkb, columns = pyogrio.raw.read(path)
+    return shapely.from_wkb(wkb), dict(zip(meta["fields"], columns, strict=True))
+
+
+def test_small_polygons_join_their_surroundings_on_demand(tmp_path: Path) -> None:
+    """Areas and confidence are those of all pixels; the mask and its figures stay what the model said."""
     scene = np.zeros((3, 100, 100), np.uint8)
     scene[:, 10:12, 10:12] = scene[:, 50:80, 50:80] = 255
     toys.write_raster(tmp_path / "scene.tif", scene)
     model = toys.brightness(tmp_path / "m.onnx")
-    predict(tmp_path / "scene.tif", tmp_path / "a.tif", model=model, vector=tmp_path / "all.gpkg")
-    predict(tmp_path / "scene.tif", tmp_path / "b.tif", model=model, vector=tmp_path / "big.gpkg", min_area_m2=1)
-    assert sorted(pyogrio.raw.read(tmp_path / "all.gpkg")[3][0].tolist()) == [0, 1, 1]
-    assert sorted(pyogrio.raw.read(tmp_path / "big.gpkg")[3][0].tolist()) == [0, 1]
+    for name, least in (("all", 0.0), ("big", 1.0)):
+        result = predict(
+            tmp_path / "scene.tif", tmp_path / f"{name}.tif", model=model, vector=tmp_path / f"{name}.gpkg",
+            confidence=tmp_path / f"{name}_sure.tif", min_area_m2=least,
+        )  # fmt: skip
+        assert [c.pixels for c in result.classes] == [9096, 904]
+    np.testing.assert_array_equal(toys.read(tmp_path / "all.tif"), toys.read(tmp_path / "big.tif"))
+    assert sorted(read_polygons(tmp_path / "all.gpkg")[1]["class"].tolist()) == [0, 1, 1]
+    polygons, table = read_polygons(tmp_path / "big.gpkg")
+    assert sorted(table["class"].tolist()) == [0, 1]
+    other = table["class"].tolist().index(0)
+    assert len(polygons[other].interiors) == 1
+    assert polygons[other].area == pytest.approx(9100 * 0.13**2)
+    assert table["area_m2"].sum() == pytest.approx(sum(c.area_m2 for c in result.classes if c.area_m2))
+    sure = toys.read(tmp_path / "big_sure.tif")[0].astype(float)
+    sure[50:80, 50:80] = np.nan
+    assert table["confidence"][other] == pytest.approx(np.nanmean(sure) / 255)
+    assert sorted(p.name for p in tmp_path.iterdir() if "sieved" in p.name) == []
+
+
+@pytest.mark.parametrize("suffix", [".gpkg", ".fgb"])
+def test_polygons_of_some_classes_simplified_in_metres(tmp_path: Path, suffix: str) -> None:
+    rows, cols = np.mgrid[:150, :150]
+    scene = np.where((rows - 70) ** 2 + (cols - 60) ** 2 < 50**2, 255, 0).astype(np.uint8)
+    toys.write_raster(tmp_path / "scene.tif", np.stack([scene] * 3))
+    target = tmp_path / f"v{suffix}"
+    result = predict(
+        tmp_path / "scene.tif", tmp_path / "m.tif", model=toys.brightness(tmp_path / "m.onnx"), vector=target,
+        vector_classes=["building"], simplify_m=0.13,
+    )  # fmt: skip
+    (circle,), table = read_polygons(target)
+    assert (table["name"].tolist(), result.polygons) == (["building"], 1)
+    assert 10 < shapely.get_num_coordinates(circle) < 60
+    assert circle.area == pytest.approx(table["area_m2"][0], rel=0.02)
+    exact = shapely.transform(shapely.Point(60, 70).buffer(50), lambda xy: np.array([NORTH @ tuple(p) for p in xy]))
+    assert shapely.hausdorff_distance(exact.exterior, circle.exterior) < 2.2 * 0.13
+    assert [p.name for p in tmp_path.iterdir() if "collected" in p.name] == []
+
+
+def test_a_class_that_is_not_there_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    toys.write_raster(tmp_path / "scene.tif", toys.noise((60, 60)))
+    with pytest.raises(InputError, match="no class 'roof'"):
+        predict(
+            tmp_path / "scene.tif", tmp_path / "m.tif", model=toys.brightness(tmp_path / "m.onnx"),
+            vector=tmp_path / "v.gpkg", vector_classes=["roof"],
+        )  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore::cegate_geo.errors.CegateWarning")
