@@ -27,7 +27,7 @@ from qgis.core import (
     QgsProcessingParameterVectorDestination,
 )
 
-from .engine_algorithm import EngineAlgorithm
+from .engine_algorithm import EngineAlgorithm, Parameters
 from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
 from .predict_job import (
     GRIDS,
@@ -43,8 +43,6 @@ from .predict_job import (
 from .protocol import Result
 from .sources import polygon_file, raster_source, raster_warnings, write_polygons
 
-Parameters = dict[Optional[str], Any]
-"""Values by name, as Processing passes them."""
 Definition = QgsProcessingParameterDefinition
 HELP = """
 <p>Gives each pixel of a scene a class, by an ONNX model. The scene may be of any size: it is read in tiles whose seams
@@ -149,10 +147,6 @@ class SegmentRaster(EngineAlgorithm):
     def shortHelpString(self) -> str:
         """Shown beside the parameters."""
         return HELP
-
-    def helpUrl(self) -> str:
-        """Behind the button Help."""
-        return "https://github.com/cegate-geo/cegate-geo/blob/main/qgis_plugin/README.md"
 
     def createInstance(self) -> SegmentRaster:
         """A fresh one for each run."""
@@ -263,6 +257,8 @@ class SegmentRaster(EngineAlgorithm):
         feedback = feedback or QgsProcessingFeedback()
         job = self._job(parameters, context, feedback)
         result = self.run_command(job.arguments(), feedback, after_crash=partial(remove_remains, job.output))
+        if not isinstance(result, Result):
+            raise QgsProcessingException(f"The engine answered as if to {result.command!r}. Update it.")
         self._report(result, feedback)
         outputs = {"OUTPUT": job.output, "VECTOR": job.vector, "CONFIDENCE": job.confidence}
         stylers = {
