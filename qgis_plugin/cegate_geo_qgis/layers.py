@@ -10,11 +10,13 @@ from qgis.core import (
     QgsCategorizedSymbolRenderer,
     QgsContrastEnhancement,
     QgsFillSymbol,
+    QgsLayerTreeGroup,
     QgsMapLayer,
     QgsPalettedRasterRenderer,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingLayerPostProcessorInterface,
+    QgsProject,
     QgsRasterLayer,
     QgsRendererCategory,
     QgsSingleBandGrayRenderer,
@@ -44,21 +46,55 @@ def shows_classes(layer: QgsRasterLayer, classes: Sequence[ClassArea]) -> bool:
     return all(drawn.get(c.id) == (c.name, class_color(c).name()) for c in classes) and len(drawn) == len(classes)
 
 
-class _Styler(QgsProcessingLayerPostProcessorInterface):
-    """Gives a layer its style when QGIS has loaded it."""
+RANK = "cegate_geo/rank"
+"""Property of a node in the layer tree: where it stands among the results of a run."""
 
-    def __init__(self, classes: Sequence[ClassArea]) -> None:
+
+class _Styler(QgsProcessingLayerPostProcessorInterface):
+    """Gives a layer its style when QGIS has loaded it, and its place in the layer tree."""
+
+    rank = 0
+    """Results of lower rank stand higher."""
+    is_shown = True
+
+    def __init__(self, classes: Sequence[ClassArea], *, group: str = "") -> None:
         super().__init__()
         self.classes = classes
+        self.group = group
+        """Name of the group that the layer goes into; empty to leave it where it is."""
 
     def postProcessLayer(
         self, layer: Optional[QgsMapLayer], context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
     ) -> None:
         """Called by QGIS in its main thread."""
-        del context, feedback
-        if layer is not None:
-            self.style(layer)
-            layer.triggerRepaint()
+        del feedback
+        if layer is None:
+            return
+        self.style(layer)
+        layer.triggerRepaint()
+        project = context.project()
+        if self.group and project is not None:
+            self._move(layer, project)
+
+    def _move(self, layer: QgsMapLayer, project: QgsProject) -> None:
+        """Into the group, above what is of higher rank. Newer QGIS adds layers later, by the group's name."""
+        root = project.layerTreeRoot()
+        node = root.findLayer(layer.id()) if root is not None else None
+        parent = node.parent() if node is not None else None
+        if node is None or not isinstance(parent, QgsLayerTreeGroup) or parent.name() == self.group:
+            return
+        groups = [g for g in parent.children() if isinstance(g, QgsLayerTreeGroup) and g.name() == self.group]
+        group = groups[0] if groups else parent.insertGroup(0, self.group)
+        if group is None:
+            return
+        moved = node.clone()
+        if moved is None:
+            return
+        moved.setCustomProperty(RANK, self.rank)
+        moved.setItemVisibilityChecked(self.is_shown)
+        ranks = [int(child.customProperty(RANK, 9)) for child in group.children()]
+        group.insertChildNode(sum(rank < self.rank for rank in ranks), moved)
+        parent.removeChildNode(node)
 
     def style(self, layer: QgsMapLayer) -> None:
         """Style this layer; another kind of layer than the expected is left as it is."""
@@ -67,6 +103,8 @@ class _Styler(QgsProcessingLayerPostProcessorInterface):
 
 class ClassMapStyler(_Styler):
     """Paletted raster with class names and colours."""
+
+    rank = 1
 
     def style(self, layer: QgsMapLayer) -> None:
         """Take the style file beside the raster where it fits the classes, else make a style."""
@@ -81,7 +119,10 @@ class ClassMapStyler(_Styler):
 
 
 class ConfidenceStyler(_Styler):
-    """Grey from 0 (black) to 255 (white), not stretched to what happens to occur."""
+    """Grey from 0 (black) to 255 (white), not stretched to what happens to occur; to be looked at when asked for."""
+
+    rank = 2
+    is_shown = False
 
     def style(self, layer: QgsMapLayer) -> None:
         """Draw band 1 in grey."""
@@ -125,7 +166,7 @@ KEPT = 300
 def style_when_loaded(
     context: QgsProcessingContext,
     path: str,
-    styler: QgsProcessingLayerPostProcessorInterface,
+    styler: _Styler,
     *,
     name: str,
     default: str,
@@ -144,6 +185,8 @@ def style_when_loaded(
     details = context.layerToLoadOnCompletionDetails(path)
     if details.name == default:
         details.name = name
+    if styler.group and hasattr(details, "groupName"):  # QGIS 3.32 and newer
+        details.groupName = styler.group
     _kept.append(styler)
     del _kept[:-KEPT]
     details.setPostProcessor(styler)

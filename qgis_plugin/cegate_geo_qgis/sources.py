@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
@@ -19,12 +20,15 @@ from qgis.core import (
     QgsProcessingUtils,
     QgsProviderRegistry,
     QgsRasterLayer,
+    QgsRectangle,
     QgsVectorFileWriter,
     QgsVectorLayer,
     QgsWkbTypes,
 )
 from qgis.PyQt.QtCore import QVariant
 
+EDGE = 1e-6
+"""Share of a pixel by which an extent may miss its edge through rounding."""
 LABEL_FIELD = "class"
 """Field with the class in the labels that are written for the engine."""
 PLAIN_VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
@@ -62,6 +66,48 @@ def raster_source(layer: QgsRasterLayer) -> str:
             "Save it as a GeoTIFF or a virtual raster first."
         )
     return source
+
+
+def pixel_window(layer: QgsRasterLayer, extent: QgsRectangle) -> QgsRectangle:
+    """The whole pixels of a layer that an extent touches, as a rectangle in the layer's coordinates.
+
+    Raises:
+        QgsProcessingException: If it touches none.
+    """
+    whole = layer.extent()
+    part = whole.intersect(extent)
+    if part.isEmpty():
+        raise QgsProcessingException(f"The extent lies outside of the layer '{layer.name()}'.")
+    across, down = whole.width() / layer.width(), whole.height() / layer.height()
+    left = floor((part.xMinimum() - whole.xMinimum()) / across + EDGE)
+    right = ceil((part.xMaximum() - whole.xMinimum()) / across - EDGE)
+    top = floor((whole.yMaximum() - part.yMaximum()) / down + EDGE)
+    bottom = ceil((whole.yMaximum() - part.yMinimum()) / down - EDGE)
+    return QgsRectangle(
+        whole.xMinimum() + left * across,
+        whole.yMaximum() - max(bottom, top + 1) * down,
+        whole.xMinimum() + max(right, left + 1) * across,
+        whole.yMaximum() - top * down,
+    )
+
+
+def window_source(layer: QgsRasterLayer, extent: QgsRectangle) -> str:
+    """What GDAL 3.8 and newer, as the engine has it, opens for a part of this layer: nothing is copied.
+
+    Raises:
+        QgsProcessingException: As `raster_source`, or if the extent lies outside.
+    """
+    source, part = raster_source(layer), pixel_window(layer, extent)
+    if part == layer.extent():
+        return source
+    is_virtual = source.startswith("vrt://")
+    if not is_virtual and ("?" in source or "&" in source):
+        raise QgsProcessingException(
+            f"A part of {source} can't be addressed, as its name holds '?' or '&': rename it, or leave Extent empty."
+        )
+    corners = (part.xMinimum(), part.yMaximum(), part.xMaximum(), part.yMinimum())
+    window = f"projwin={','.join(repr(value) for value in corners)}"
+    return f"{source}{'&' if '?' in source else '?'}{window}" if is_virtual else f"vrt://{source}?{window}"
 
 
 def plain_raster_file(layer: QgsRasterLayer) -> str:

@@ -70,7 +70,8 @@ def job(tmp_path: Path, **more: object) -> AdaptJob:
 def test_the_engine_reads_the_configuration_as_it_was_meant(tmp_path):
     given = job(
         tmp_path, background='other "é"', has_area=True, targets=("/z/t*.tif",), bands=(3, 2, 1), nodata=(255.0, 0.0),
-        name="Häuser", head="linear", tile_size=256, budget=0.5, steps=40, batch_size=2, lr=1e-5, validation=0.2, seed=7,
+        name="Häuser", head="linear", tile_size=256, budget=0.5, steps=40, batch_size=2, lr=1e-5, validation=0.2,
+        seed=7,
     )  # fmt: skip
     config = build(AdaptConfig, tomllib.loads(given.config()))
     assert config.name == "Häuser"

@@ -113,7 +113,7 @@ def test_steps_of_training_carry_loss_and_validation():
 def test_an_engine_that_can_only_predict_is_told_how_to_learn():
     hint = 'Install it: pip install "cegate-geo[train]".'
     said = conversation(SAID[0], {"event": "error", "code": "runtime-missing", "message": "No torch.", "hint": hint})
-    with pytest.raises(EngineError, match="^No torch. .*Set up the engine.* with the variant 'train'"):
+    with pytest.raises(EngineError, match=r"^No torch. .*Set up the engine.* with the variant 'train'"):
         conclude(said, Ending(3, False, False, ""))
 
 

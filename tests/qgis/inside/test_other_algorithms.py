@@ -274,7 +274,7 @@ def test_cancelling_waits_until_the_state_is_saved_and_says_how_to_go_on(
     run = tmp_path / "run"
     fake_engine.mode("long")
     feedback.progressChanged.connect(lambda percent: percent > 2 and feedback.cancel())
-    with pytest.raises(QgsProcessingException, match="What was learned is saved in .*'Resume' to go on"):
+    with pytest.raises(QgsProcessingException, match=r"What was learned is saved in .*'Resume' to go on"):
         adapt(feedback, IMAGES=[str(scene)], LABELS=labels.id(), FIELD="kind", RUN=str(run))
     assert {"stdin": "cancel\n"} in fake_engine.log
     assert not fake_engine.is_alive()
@@ -320,7 +320,7 @@ def test_what_can_not_be_adapted_is_said_before_the_run(scene, labels, tmp_path,
 def test_one_class_alone_is_refused_with_the_mend(fake_engine, scene, labels, tmp_path):
     labels.dataProvider().deleteFeatures([f.id() for f in labels.getFeatures() if f["kind"] != "house"])
     given = {"IMAGES": [str(scene)], "LABELS": labels.id(), "FIELD": "kind", "RUN": str(tmp_path / "run")}
-    with pytest.raises(QgsProcessingException, match="only the class 'house'.*Background"):
+    with pytest.raises(QgsProcessingException, match=r"only the class 'house'.*Background"):
         adapt(**given)
     assert not (tmp_path / "run").exists()
     assert adapt(**given, BACKGROUND="other")["MIOU"] == 0.5
@@ -328,7 +328,7 @@ def test_one_class_alone_is_refused_with_the_mend(fake_engine, scene, labels, tm
 
 def test_an_engine_that_can_only_predict_is_told(fake_engine, scene, labels, tmp_path):
     fake_engine.mode("untrained")
-    with pytest.raises(QgsProcessingException, match="package torch. .*Set up the engine.* with the variant 'train'"):
+    with pytest.raises(QgsProcessingException, match=r"package torch. .*Set up the engine.* with the variant 'train'"):
         adapt(IMAGES=[str(scene)], LABELS=labels.id(), FIELD="kind", RUN=str(tmp_path / "run"))
 
 
