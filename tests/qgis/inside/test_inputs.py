@@ -1,7 +1,5 @@
 """Layers that are no plain files, parts of layers, and where results go in the layer tree."""
 
-
-
 from __future__ import annotations
 
 import threading
