@@ -21,6 +21,7 @@ from qgis.utils import iface, plugins
 HERE = Path(os.environ["PICTURES_WORK"])
 TARGET = Path(os.environ["PICTURES_TARGET"])
 SCENE, LABELS = os.environ["PICTURES_SCENE"], os.environ.get("PICTURES_LABELS", "")
+MODEL = os.environ.get("PICTURES_MODEL", "")
 STEPS = int(os.environ.get("PICTURES_STEPS", "150"))
 
 
@@ -91,10 +92,14 @@ def drive() -> None:
         draw(panel, LABELS)
         panel.form.steps.setValue(STEPS)
         picture("qgis-panel-labels")
-        panel.form.adapt.click()
-        wait(lambda: panel.form.bar.value() > 300)
-        picture("qgis-panel-adapting", panel)
-        finished(panel)
+        if MODEL:
+            panel.form.model.setFilePath(MODEL)
+            wait(lambda: panel.card() is not None)
+        else:
+            panel.form.adapt.click()
+            wait(lambda: panel.form.bar.value() > 300)
+            picture("qgis-panel-adapting", panel)
+            finished(panel)
         project.layerTreeRoot().findLayer(panel.label_layer().id()).setItemVisibilityChecked(False)
         panel.form.preview.click()
         finished(panel)
@@ -102,6 +107,9 @@ def drive() -> None:
         panel.form.polygons.setChecked(True)
         panel.form.run_all.click()
         finished(panel)
+        for node in project.layerTreeRoot().findLayers():
+            if node.name().endswith(": class map"):
+                node.setItemVisibilityChecked(False)  # the scene shows through the polygons
         picture("qgis-panel")
     dialogs(scene)
 

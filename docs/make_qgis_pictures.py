@@ -43,7 +43,7 @@ def make_scene(folder: Path) -> tuple[Path, Path]:
     return files.scene, files.labels
 
 
-def drive(home: Path, target: Path, scene: Path, labels: Path | None, steps: int) -> None:
+def drive(home: Path, target: Path, scene: Path, labels: Path | None, steps: int, model: str) -> None:
     """Start the desktop and let it take the pictures."""
     run = home / "run"
     run.mkdir(mode=0o700)
@@ -52,7 +52,7 @@ def drive(home: Path, target: Path, scene: Path, labels: Path | None, steps: int
         **kept, "HOME": str(home), "XDG_RUNTIME_DIR": str(run), "LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin",
         "PICTURES_WORK": str(home), "PICTURES_TARGET": str(target), "PICTURES_SCENE": str(scene),
         "PICTURES_LABELS": str(labels or ""), "PICTURES_STEPS": str(steps), "PICTURES_NAME": scene.stem,
-        "BROWSER": "/bin/true",
+        "PICTURES_MODEL": model, "BROWSER": "/bin/true",
     }  # fmt: skip
     qgis = shutil.which("qgis.bin") or shutil.which("qgis") or sys.exit("QGIS is not installed")
     words = ["xvfb-run", "-a", "-s", "-screen 0 1500x940x24", qgis, "--nologo", "--noversioncheck"]
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="its polygons")
     parser.add_argument("--target", type=Path, default=HERE / "images")
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--model", default="", help="a model that was adapted already, instead of adapting one")
     parser.add_argument("--engine", default=str(Path(sys.executable).with_name("cegate-geo")))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -77,7 +78,7 @@ def main() -> None:
         make_profile(home, given.engine)
         scene, labels = (given.scene, given.labels) if given.scene else make_scene(home)
         given.target.mkdir(parents=True, exist_ok=True)
-        drive(home, given.target.resolve(), scene.resolve(), labels, given.steps)
+        drive(home, given.target.resolve(), scene.resolve(), labels, given.steps, given.model)
 
 
 if __name__ == "__main__":

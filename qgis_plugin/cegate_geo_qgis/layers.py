@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional, Sequence
 
+from processing.core.ProcessingConfig import ProcessingConfig
 from qgis.core import (
     QgsCategorizedSymbolRenderer,
     QgsContrastEnhancement,
@@ -77,24 +78,27 @@ class _Styler(QgsProcessingLayerPostProcessorInterface):
             self._move(layer, project)
 
     def _move(self, layer: QgsMapLayer, project: QgsProject) -> None:
-        """Into the group, above what is of higher rank. Newer QGIS adds layers later, by the group's name."""
+        """Into the group, above what is of higher rank. Newer QGIS adds layers later, by the group's name.
+
+        The desktop adds layers beside the chosen one, in whatever group that is: it does not count.
+        """
         root = project.layerTreeRoot()
         node = root.findLayer(layer.id()) if root is not None else None
         parent = node.parent() if node is not None else None
-        if node is None or not isinstance(parent, QgsLayerTreeGroup) or parent.name() == self.group:
+        if root is None or node is None or not isinstance(parent, QgsLayerTreeGroup):
             return
-        groups = [g for g in parent.children() if isinstance(g, QgsLayerTreeGroup) and g.name() == self.group]
-        group = groups[0] if groups else parent.insertGroup(0, self.group)
-        if group is None:
-            return
+        wanted = ProcessingConfig.getSetting(ProcessingConfig.RESULTS_GROUP_NAME)
+        base = (root.findGroup(str(wanted)) if wanted else None) or root
+        groups = [g for g in base.children() if isinstance(g, QgsLayerTreeGroup) and g.name() == self.group]
+        group = groups[0] if groups else base.insertGroup(0, self.group)
         moved = node.clone()
-        if moved is None:
+        if group is None or moved is None:
             return
         moved.setCustomProperty(RANK, self.rank)
         moved.setItemVisibilityChecked(self.is_shown)
         ranks = [int(child.customProperty(RANK, 9)) for child in group.children()]
-        group.insertChildNode(sum(rank < self.rank for rank in ranks), moved)
-        parent.removeChildNode(node)
+        group.insertChildNode(max((n + 1 for n, rank in enumerate(ranks) if rank < self.rank), default=0), moved)
+        parent.removeChildNode(node)  # last: a layer that is nowhere in the tree leaves the project
 
     def style(self, layer: QgsMapLayer) -> None:
         """Style this layer; another kind of layer than the expected is left as it is."""

@@ -14,6 +14,7 @@ from qgis.core import (
     QgsApplication,
     QgsCoordinateTransform,
     QgsCsException,
+    QgsLayerTreeGroup,
     QgsProcessing,
     QgsProcessingOutputLayerDefinition,
     QgsProject,
@@ -40,6 +41,8 @@ from .raster_export import ground_size, is_web_map, metres_per_unit
 SEGMENT, ADAPT, SET_UP = (f"cegate_geo:{name}" for name in ("segment_raster", "adapt_model", "set_up_engine"))
 PREVIEW_PX = 1024
 """Side of a preview in pixels of the scene: some seconds for a small model."""
+PREVIEW_OPACITY = 0.65
+"""The scene stays visible below."""
 DTYPES = {1: "Byte", 2: "UInt16", 3: "Int16", 4: "UInt32", 5: "Int32", 6: "Float32", 7: "Float64"}
 """GDAL's types by QGIS' numbers."""
 
@@ -77,7 +80,7 @@ class Panel(QgsDockWidget):
         form.cancel.clicked.connect(self._cancel)
         runs.began.connect(self._begin)
         runs.moved.connect(self._move)
-        runs.said.connect(form.log.appendPlainText)
+        runs.said.connect(self._tell)
         runs.ended.connect(self._end)
 
     def close_down(self) -> None:
@@ -221,7 +224,8 @@ class Panel(QgsDockWidget):
         card, scene = self.card(), self.scene()
         classes = [item.name for item in card.classes] if card is not None else ["other", "object"]
         project = QgsProject.instance()
-        folder = Path((project.homePath() if project is not None else "") or Path.home())
+        home = project.homePath() if project is not None else ""
+        folder = Path(home) if home else Path.home()
         dialog = NewLabelsDialog(classes, str(_free(folder, "labels", ".gpkg")), self)
         if scene is not None and dialog.exec():
             self.make_labels(dialog.classes(), dialog.path())
@@ -239,7 +243,10 @@ class Panel(QgsDockWidget):
         except EngineError as error:
             self._end(False, str(error))
             return
-        project.addMapLayer(layer)
+        root = project.layerTreeRoot()
+        project.addMapLayer(layer, root is None)
+        if root is not None:
+            root.insertLayer(0, layer)  # not into the group of results that may be chosen
         self.form.labels.setLayer(layer)
         self._refresh_classes()
 
@@ -316,6 +323,11 @@ class Panel(QgsDockWidget):
         self.form.status.setText(self.tr("Cancelling ..."))
         self.runs.cancel()
 
+    def _tell(self, line: str) -> None:
+        self.form.log.appendPlainText(line)
+        if line.startswith("step "):  # of a training: worth more than a bar
+            self.form.status.setText(line)
+
     def _begin(self, name: str) -> None:
         self.form.status.setText(f"{name} ...")
         self.form.bar.setVisible(True)
@@ -339,14 +351,21 @@ class Panel(QgsDockWidget):
         for layer in project.mapLayers().values() if project is not None else []:
             if layer.source() == results.get("OUTPUT"):
                 self._preview_id = layer.id()
+                layer.setOpacity(PREVIEW_OPACITY)
         if self._is_part:
             self._end(True, self.tr("Done: the middle of what the map shows. Zoom in to see more of it."))
 
     def _drop_preview(self, results: dict[str, Any]) -> None:
         del results
         project, self._preview_id, old = QgsProject.instance(), "", self._preview_id
-        if project is not None and old and project.mapLayer(old) is not None:
-            project.removeMapLayer(old)
+        root = project.layerTreeRoot() if project is not None else None
+        node = root.findLayer(old) if root is not None and old else None
+        if project is None or root is None or node is None:
+            return
+        group = node.parent()
+        project.removeMapLayer(old)
+        if isinstance(group, QgsLayerTreeGroup) and group is not root and not group.children():
+            root.removeChildNode(group)
 
     def _take_model(self, results: dict[str, Any]) -> None:
         self.form.model.setFilePath(str(results["MODEL"]))

@@ -293,7 +293,7 @@ class SegmentRaster(EngineAlgorithm):
             raise QgsProcessingException(f"The engine answered as if to {result.command!r}. Update it.")
         self._report(result, feedback)
         outputs = {"OUTPUT": job.output, "VECTOR": job.vector, "CONFIDENCE": job.confidence}
-        group = f"{self._scene_name}, {Path(job.model).stem if job.model else DEMO_MODEL}"
+        group = f"{self._scene_name}, {_short_name(job.model)}"
         stylers = {
             "OUTPUT": ClassMapStyler(result.classes, group=group),
             "VECTOR": PolygonStyler(result.classes, group=group),
@@ -384,6 +384,14 @@ class SegmentRaster(EngineAlgorithm):
         for item in result.classes:
             area = "" if item.area_m2 is None else f", {item.area_m2:,.0f} m²"
             feedback.pushInfo(f"  {item.id} {item.name}: {item.pixels:,} px{area}")
+
+
+def _short_name(model: str) -> str:
+    """A model's name for people: of 'model.onnx' in the folder of a run the folder's."""
+    path = Path(model)
+    if not model:
+        return DEMO_MODEL
+    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
 
 
 def _destination(value: Any) -> str:

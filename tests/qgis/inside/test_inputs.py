@@ -232,6 +232,36 @@ def test_results_lie_in_a_group_named_after_scene_and_model(fake_engine, scene, 
         assert {"other", "building"} <= {node.data(0) for node in model.layerLegendNodes(child)}, child.name()
 
 
+def test_where_the_desktop_adds_layers_does_not_count(fake_engine, scene, tmp_path):
+    """It adds them beside the chosen one: in our own group, or in any other."""
+    from qgis.core import QgsLayerTreeRegistryBridge
+
+    project = QgsProject.instance()
+    root = project.layerTreeRoot()
+    other = root.insertGroup(0, "of the user")
+    usual = project.layerTreeRegistryBridge()
+    usual.setLayerInsertionPoint(QgsLayerTreeRegistryBridge.InsertionPoint(other, 0))
+    run_and_load(scene, tmp_path)
+    group = root.findGroup("Banepa, roofs 1")
+    assert group.parent() is root or group.parent() == root
+    usual.setLayerInsertionPoint(QgsLayerTreeRegistryBridge.InsertionPoint(group, 0))
+    more = tmp_path / "more"
+    more.mkdir()
+    (more / "roofs 1.onnx").touch()
+    run_and_load(scene, more)
+    names = [child.name().partition(": ")[2] for child in group.children() if ": " in child.name()]
+    assert names == ["polygons", "polygons", "class map", "class map", "confidence", "confidence"]
+    usual.setLayerInsertionPoint(QgsLayerTreeRegistryBridge.InsertionPoint(root, 0))
+
+
+def test_a_model_of_a_run_is_named_after_its_folder():
+    from cegate_geo_qgis.segment_raster import _short_name
+
+    assert _short_name("/a/houses run/model.onnx") == "houses run"
+    assert _short_name("/a/roofs 1.onnx") == "roofs 1"
+    assert _short_name("") == "buildings-drone-15cm"
+
+
 def test_a_second_run_joins_the_group(fake_engine, scene, tmp_path):
     run_and_load(scene, tmp_path)
     more = tmp_path / "more"

@@ -118,7 +118,20 @@ def test_a_preview_is_of_what_the_map_shows_and_takes_the_place_of_the_last(
         assert finish(panel) == "Done."
     names = [layer.name() for layer in QgsProject.instance().mapLayers().values()]
     assert sorted(names) == ["Banepa", "Preview of Banepa"]
+    assert QgsProject.instance().mapLayersByName("Preview of Banepa")[0].opacity() < 1
     assert "predict" in panel.form.log.toPlainText()
+
+
+def test_running_on_all_takes_the_preview_and_its_empty_group_away(panel, fake_engine, tmp_path):
+    panel.form.preview.click()
+    assert finish(panel) == "Done."
+    model = tmp_path / "other.onnx"
+    model.touch()
+    panel.form.model.setFilePath(str(model))
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+    root = QgsProject.instance().layerTreeRoot()
+    assert [child.name() for child in root.children()] == ["Banepa, other", "Banepa"]
 
 
 def test_of_much_the_middle_is_previewed(panel, qgis_iface, monkeypatch):
