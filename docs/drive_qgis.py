@@ -52,6 +52,7 @@ def picture(name: str, widget=None) -> None:
         subprocess.run(["import", "-window", "root", path], check=True)
     else:
         widget.grab().save(path)
+    subprocess.run(["convert", path, "-colors", "128", f"PNG8:{path}"], check=True)
 
 
 def finished(panel) -> None:

@@ -3,7 +3,7 @@
 Run by the project's own Python (with torch); needs QGIS, Xvfb and ImageMagick:
 `apt install qgis xvfb xauth imagemagick`. Makes a region by the demo's code, packs the plugin, installs the zip into a
 fresh profile, and drives the window by `drive_qgis.py`: preview, labels, adapt, run on all, dialogs. What goes into the
-docs shows made imagery only. Other scenes, to look at: `--scene FILE --target FOLDER`.
+docs (not all of it) shows made imagery only. Other scenes, to look at: `--scene FILE --target FOLDER`.
 """
 
 from __future__ import annotations

@@ -186,7 +186,8 @@ class Panel(QgsDockWidget):
         layer = self.scene()
         if layer is None:
             return
-        place = str(self.form.target.filePath()).strip() or QgsProcessing.TEMPORARY_OUTPUT
+        temporary = str(QgsProcessing.TEMPORARY_OUTPUT)
+        place = str(self.form.target.filePath()).strip() or temporary
         parameters: Parameters = {
             **self._predicting(layer),
             "OUTPUT": QgsProcessingOutputLayerDefinition(place, QgsProject.instance()),
@@ -194,7 +195,7 @@ class Panel(QgsDockWidget):
         if is_web_map(layer):
             parameters["EXTENT"] = self.seen_extent(layer, limit_px=None)
         if self.form.polygons.isChecked():
-            beside = place if place == QgsProcessing.TEMPORARY_OUTPUT else str(Path(place).with_suffix(".gpkg"))
+            beside = temporary if place == temporary else str(Path(place).with_suffix(".gpkg"))
             parameters["VECTOR"] = QgsProcessingOutputLayerDefinition(beside, QgsProject.instance())
         self._start(SEGMENT, parameters, self._drop_preview)
 

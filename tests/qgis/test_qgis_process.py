@@ -111,6 +111,7 @@ def test_the_provider_is_listed_and_its_help_names_every_parameter(qgis):
     for name in (
         "INPUT", "MODEL", "BANDS", "AOI", "NODATA", "PROVIDER", "GSD", "RESAMPLE", "TILE_SIZE", "HALO", "STITCH",
         "BATCH_SIZE", "THREADS", "MAX_MEMORY", "MIN_AREA", "FORCE", "OVERWRITE", "OUTPUT", "VECTOR", "CONFIDENCE",
+        "EXTENT", "PIXEL_SIZE",
     ):  # fmt: skip
         assert f"\n{name}:" in told
 
