@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -179,6 +180,17 @@ def test_the_pixel_size_of_a_web_map_is_the_ground_that_the_model_wants(fake_eng
     assert fake_engine.log[0]["argv"] == ["info", "buildings-drone-15cm", "--json"]
     saved = given_scene(fake_engine)
     assert (saved.RasterXSize, saved.RasterYSize) == (pytest.approx(200, abs=1), 100)
+
+
+def test_the_real_engine_segments_what_was_fetched(web_map, tmp_path, monkeypatch):
+    """The model says 1 where the first band is bright: in the east."""
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", os.environ["CEGATE_TEST_ENGINE"])
+    parameters = {"INPUT": web_map[0].id(), "MODEL": os.environ["CEGATE_TEST_MODEL"], "OUTPUT": f"{tmp_path}/m.tif"}
+    made = gdal.Open(processing.run(ID, {**parameters, "EXTENT": "-50,50,-20,20 [EPSG:3857]"})["OUTPUT"])
+    values = made.ReadAsArray()
+    assert values.shape == (pytest.approx(80, abs=1), pytest.approx(200, abs=1))
+    assert (values[:, :90] == 0).all()
+    assert (values[:, 110:] == 1).all()
 
 
 def test_too_much_of_a_web_map_is_refused(fake_engine, web_map, tmp_path):
