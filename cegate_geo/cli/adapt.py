@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cegate_geo.cli.events import EventStream, StepEvents, step_bar, watch_cancel
+
 if TYPE_CHECKING:
-    from cegate_geo.train.loop import AdaptProgress
+    from cegate_geo.train.loop import AdaptProgress, AdaptResult
 
 
 @click.command("adapt", short_help="Adapt a backbone to labelled rasters and export a model.")
@@ -24,8 +27,19 @@ if TYPE_CHECKING:
 @click.option("--resume", is_flag=True, help="Go on from the state in the folder.")
 @click.option("--device", default="auto", show_default=True, help="torch device, or auto.")
 @click.option("--seed", type=int, help="As --set train.seed=N.")
+@click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
+@click.pass_obj
 def command(
-    config: Path | None, run: Path, overrides: tuple[str, ...], *, resume: bool, device: str, **options: Any
+    state: dict[str, Any],
+    /,
+    config: Path | None,
+    run: Path,
+    overrides: tuple[str, ...],
+    *,
+    resume: bool,
+    device: str,
+    events: str | None,
+    **options: Any,
 ) -> None:
     """Train the modules that the gate chooses and a head on the labelled rasters that CONFIG names.
 
@@ -34,7 +48,9 @@ def command(
     RUN gets model.onnx, report.html, and what they were made from: config.json, result.json, adapter.safetensors,
     gate.jsonl, metrics.jsonl, pictures/, state/. Ctrl-C saves the state; --resume goes on from there.
     """
-    from cegate_geo.cli.events import step_bar, watch_cancel
+    stream: EventStream | None = state.get("events") if events else None
+    if stream is not None:
+        stream.hello("adapt")  # before torch is loaded, which takes seconds
     from cegate_geo.train.config import AdaptConfig
     from cegate_geo.train.config_file import apply_overrides, build, read_toml
     from cegate_geo.train.export import export_run
@@ -48,20 +64,39 @@ def command(
         table.setdefault("train", {})["seed"] = options["seed"]
     settings = build(AdaptConfig, table)
     provenance = {"command": shlex.join(["cegate-geo", *sys.argv[1:]])}
-    with step_bar(settings.train.steps) as bar, watch_cancel(None) as cancelled:
-
-        def progress(at: AdaptProgress) -> None:
-            miou = "" if at.miou is None else f", validation mIoU={at.miou:.3f}"
-            bar(at.step, f"loss={at.loss:.3f}{miou}")
-
+    with step_bar(settings.train.steps) as bar, watch_cancel(stream) as cancelled:
+        progress = StepEvents(stream, settings.train.steps) if stream is not None else _on_bar(bar)
         result = adapt(
             settings, run, resume=resume, device=device, progress=progress, cancelled=cancelled, provenance=provenance
         )
     report = export_run(run, run / "model.onnx")
     write_report(run)
+    if stream is not None:
+        stream.send("result", command="adapt", **_to_json(result, report.path))
+        return
     if result.metrics is not None:
         click.echo(f"validation mIoU {result.metrics['miou']:.3f} at step {result.best_step}")
     click.echo(report.path)
+
+
+def _on_bar(bar: Callable[[int, str], None]) -> Callable[[AdaptProgress], None]:
+    def show(at: AdaptProgress) -> None:
+        miou = "" if at.miou is None else f", validation mIoU={at.miou:.3f}"
+        bar(at.step, f"loss={at.loss:.3f}{miou}")
+
+    return show
+
+
+def _to_json(result: AdaptResult, model: Path) -> dict[str, Any]:
+    """What the event `result` says of a run."""
+    return {
+        "run": str(result.folder),
+        "model": str(model),
+        "report": str(result.folder / "report.html"),
+        "miou": None if result.metrics is None else result.metrics["miou"],
+        "best_step": result.best_step,
+        "seconds": round(result.seconds, 1),
+    }
 
 
 def _table(options: dict[str, Any]) -> dict[str, Any]:

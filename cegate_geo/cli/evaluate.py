@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cegate_geo.cli.events import EventStream, ProgressEvents, watch_cancel
 from cegate_geo.cli.predict import CONTRACT_NAMES, NumberList, WordList, contract_options
 
 if TYPE_CHECKING:
@@ -58,45 +59,69 @@ class PixelRange(click.ParamType[Any]):
 @click.option("--force", is_flag=True, help="Evaluate --model although the GSD is far from the model's.")
 @contract_options
 @click.option("--json", "target", metavar="OUT", help="Write the figures as JSON to a file, or to stdout for '-'.")
-def command(mask: Path | None, *, model: str | None, images: str | None, target: str | None, **given: Any) -> None:
+@click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
+@click.pass_obj
+def command(
+    state: dict[str, Any],
+    /,
+    mask: Path | None,
+    *,
+    model: str | None,
+    images: str | None,
+    target: str | None,
+    events: str | None,
+    **given: Any,
+) -> None:
     """Compare MASK, or what --model predicts on --images, with --labels.
 
     Pixels without label or prediction do not count. A class raster has to lie on exactly the same grid. The options
     from --classes to --dtype state the contract of a --model that does not say it, as in cegate-geo predict.
     """
-    from cegate_geo.domain.legend import Legend
-    from cegate_geo.train.evaluate import LabelKeywords, evaluate_mask, evaluate_model
-
     if (mask is None) == (model is None) or (model is None) != (images is None):
         raise click.UsageError("Give either a MASK, or --model and --images.")
     pairs = [entry.partition("=") for entry in given["remap"]]
     if not all(equals and name for _, equals, name in pairs):
         raise click.UsageError(f"--remap {given['remap']} is not usable. Write VALUE=CLASS.")
+    stream: EventStream | None = state.get("events") if events else None
+    if stream is None:
+        metrics = _evaluate(mask, model, images, given, {})
+    else:
+        stream.hello("evaluate")
+        with watch_cancel(stream) as cancel:
+            metrics = _evaluate(mask, model, images, given, {"progress": ProgressEvents(stream), "cancel": cancel})
+    if target is not None and target != "-":
+        _write(metrics, target)
+    if stream is not None:
+        stream.send("result", command="evaluate", **metrics)
+    else:
+        click.echo(json.dumps(metrics, indent=2) if target == "-" else _table(metrics))
+
+
+def _evaluate(
+    mask: Path | None, model: str | None, images: str | None, given: dict[str, Any], watching: dict[str, Any]
+) -> Metrics:
+    """The figures; `watching` holds the keywords progress and cancel of `api.predict`."""
+    from cegate_geo.domain.legend import Legend
+    from cegate_geo.train.evaluate import LabelKeywords, evaluate_mask, evaluate_model
+
     names = ("label_field", "label_class", "background", "aoi", "rows", "cols")
     options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment]
-    options["remap"] = {value: name for value, _, name in pairs}
-    if model is not None and images is not None:
-        predicting: Any = {k: given[k] for k in ("bands", "nodata", "resample", "force", *CONTRACT_NAMES)}
-        metrics = evaluate_model(model, images, given["labels"], predicting=predicting, **options)
-    elif mask is not None:
+    options["remap"] = {value: name for value, _, name in (entry.partition("=") for entry in given["remap"])}
+    if mask is not None:
         legend = Legend.from_names(given["mask_classes"]) if given["mask_classes"] else None
-        metrics = evaluate_mask(mask, given["labels"], legend=legend, **options)
-    _report(metrics, target)
+        return evaluate_mask(mask, given["labels"], legend=legend, **options)
+    predicting: Any = {k: given[k] for k in ("bands", "nodata", "resample", "force", *CONTRACT_NAMES)}
+    predicting.update(watching)
+    return evaluate_model(model or "", images or "", given["labels"], predicting=predicting, **options)
 
 
-def _report(metrics: Metrics, target: str | None) -> None:
-    text = json.dumps(metrics, indent=2)
-    if target == "-":
-        click.echo(text)
-        return
-    if target is not None:
-        from cegate_geo.errors import InputError
+def _write(metrics: Metrics, target: str) -> None:
+    from cegate_geo.errors import InputError
 
-        try:
-            Path(target).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{target} can't be written: {error.strerror}.", hint="Check the folder.") from error
-    click.echo(_table(metrics))
+    try:
+        Path(target).write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{target} can't be written: {error.strerror}.", hint="Check the folder.") from error
 
 
 def _table(metrics: Metrics) -> str:

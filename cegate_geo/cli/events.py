@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from cegate_geo import __version__
 from cegate_geo.infer.progress import Progress
@@ -66,6 +66,22 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class Step(Protocol):
+    """What is needed of a training's progress."""
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+
+    @property
+    def loss(self) -> float:
+        """Of the last step."""
+
+    @property
+    def miou(self) -> float | None:
+        """Last mean IoU on validation."""
+
+
 class ProgressEvents:
     """Turns progress into events, the first and the last always, those between at most every 0.2 s."""
 
@@ -85,6 +101,37 @@ class ProgressEvents:
             done=progress.done,
             total=progress.total,
             eta_s=None if progress.eta_s is None else round(progress.eta_s, 1),
+        )
+
+
+class StepEvents:
+    """Turns the steps of a training into progress events: at most every 0.2 s, and always after a validation.
+
+    Beside what all progress has, they carry `loss` and `miou`, the last mean IoU on validation (null before the first).
+    """
+
+    def __init__(self, events: EventStream, total: int) -> None:
+        self._events, self._total = events, total
+        self._last = -math.inf
+        self._began: tuple[float, int] | None = None
+        self._miou: float | None = None
+
+    def __call__(self, at: Step) -> None:
+        """Report a step."""
+        now = time.monotonic()
+        began, first = self._began = self._began or (now, at.step)
+        if now - self._last < PROGRESS_EVERY_S and at.step < self._total and at.miou == self._miou:
+            return
+        self._last, self._miou = now, at.miou
+        pace = (now - began) / (at.step - first) if at.step > first else None
+        self._events.send(
+            "progress",
+            fraction=round(at.step / self._total, 4),
+            done=at.step,
+            total=self._total,
+            eta_s=None if pace is None else round(pace * (self._total - at.step), 1),
+            loss=at.loss,
+            miou=at.miou,
         )
 
 

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
 
 
 def classFactory(iface: Optional[QgisInterface]) -> CegateGeoPlugin:
-    """What QGIS calls to load the plugin. `iface` is None in `qgis_process`, and is not needed."""
-    del iface
+    """What QGIS calls to load the plugin. `iface` is None in `qgis_process`."""
     from .plugin import CegateGeoPlugin
 
-    return CegateGeoPlugin()
+    return CegateGeoPlugin(iface)

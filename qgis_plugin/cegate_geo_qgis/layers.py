@@ -6,15 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Optional, Sequence
 
+from processing.core.ProcessingConfig import ProcessingConfig
 from qgis.core import (
     QgsCategorizedSymbolRenderer,
     QgsContrastEnhancement,
     QgsFillSymbol,
+    QgsLayerTreeGroup,
     QgsMapLayer,
     QgsPalettedRasterRenderer,
     QgsProcessingContext,
     QgsProcessingFeedback,
     QgsProcessingLayerPostProcessorInterface,
+    QgsProject,
     QgsRasterLayer,
     QgsRendererCategory,
     QgsSingleBandGrayRenderer,
@@ -44,21 +47,58 @@ def shows_classes(layer: QgsRasterLayer, classes: Sequence[ClassArea]) -> bool:
     return all(drawn.get(c.id) == (c.name, class_color(c).name()) for c in classes) and len(drawn) == len(classes)
 
 
-class _Styler(QgsProcessingLayerPostProcessorInterface):
-    """Gives a layer its style when QGIS has loaded it."""
+RANK = "cegate_geo/rank"
+"""Property of a node in the layer tree: where it stands among the results of a run."""
 
-    def __init__(self, classes: Sequence[ClassArea]) -> None:
+
+class _Styler(QgsProcessingLayerPostProcessorInterface):
+    """Gives a layer its style when QGIS has loaded it, and its place in the layer tree."""
+
+    rank = 0
+    """Results of lower rank stand higher."""
+    is_shown = True
+
+    def __init__(self, classes: Sequence[ClassArea], *, group: str = "") -> None:
         super().__init__()
         self.classes = classes
+        self.group = group
+        """Name of the group that the layer goes into; empty to leave it where it is."""
 
     def postProcessLayer(
         self, layer: Optional[QgsMapLayer], context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
     ) -> None:
         """Called by QGIS in its main thread."""
-        del context, feedback
-        if layer is not None:
-            self.style(layer)
-            layer.triggerRepaint()
+        del feedback
+        if layer is None:
+            return
+        self.style(layer)
+        layer.triggerRepaint()
+        project = context.project()
+        if self.group and project is not None:
+            self._move(layer, project)
+
+    def _move(self, layer: QgsMapLayer, project: QgsProject) -> None:
+        """Into the group, above what is of higher rank. Newer QGIS adds layers later, by the group's name.
+
+        The desktop adds layers beside the chosen one, in whatever group that is: it does not count.
+        """
+        root = project.layerTreeRoot()
+        node = root.findLayer(layer.id()) if root is not None else None
+        parent = node.parent() if node is not None else None
+        if root is None or node is None or not isinstance(parent, QgsLayerTreeGroup):
+            return
+        wanted = ProcessingConfig.getSetting(ProcessingConfig.RESULTS_GROUP_NAME)
+        base = (root.findGroup(str(wanted)) if wanted else None) or root
+        groups = [g for g in base.children() if isinstance(g, QgsLayerTreeGroup) and g.name() == self.group]
+        group = groups[0] if groups else base.insertGroup(0, self.group)
+        moved = node.clone()
+        if group is None or moved is None:
+            return
+        moved.setCustomProperty(RANK, self.rank)
+        moved.setItemVisibilityChecked(self.is_shown)
+        ranks = [int(child.customProperty(RANK, 9)) for child in group.children()]
+        group.insertChildNode(max((n + 1 for n, rank in enumerate(ranks) if rank < self.rank), default=0), moved)
+        parent.removeChildNode(node)  # last: a layer that is nowhere in the tree leaves the project
 
     def style(self, layer: QgsMapLayer) -> None:
         """Style this layer; another kind of layer than the expected is left as it is."""
@@ -67,6 +107,8 @@ class _Styler(QgsProcessingLayerPostProcessorInterface):
 
 class ClassMapStyler(_Styler):
     """Paletted raster with class names and colours."""
+
+    rank = 1
 
     def style(self, layer: QgsMapLayer) -> None:
         """Take the style file beside the raster where it fits the classes, else make a style."""
@@ -81,7 +123,10 @@ class ClassMapStyler(_Styler):
 
 
 class ConfidenceStyler(_Styler):
-    """Grey from 0 (black) to 255 (white), not stretched to what happens to occur."""
+    """Grey from 0 (black) to 255 (white), not stretched to what happens to occur; to be looked at when asked for."""
+
+    rank = 2
+    is_shown = False
 
     def style(self, layer: QgsMapLayer) -> None:
         """Draw band 1 in grey."""
@@ -125,7 +170,7 @@ KEPT = 300
 def style_when_loaded(
     context: QgsProcessingContext,
     path: str,
-    styler: QgsProcessingLayerPostProcessorInterface,
+    styler: _Styler,
     *,
     name: str,
     default: str,
@@ -144,6 +189,8 @@ def style_when_loaded(
     details = context.layerToLoadOnCompletionDetails(path)
     if details.name == default:
         details.name = name
+    if styler.group and hasattr(details, "groupName"):  # QGIS 3.32 and newer
+        details.groupName = styler.group
     _kept.append(styler)
     del _kept[:-KEPT]
     details.setPostProcessor(styler)

@@ -4,10 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Union
 
-from .protocol import PROTOCOL, Conversation, Hello, Result
+from .protocol import PROTOCOL, Conversation, Done, Hello, Result
 
 EXIT_CANCELLED = 130
+TRAIN_HINT = (
+    "This needs an engine with torch: run 'Set up the engine' in the Processing Toolbox with the variant 'train', or, "
+    'where you installed the engine yourself, pip install "cegate-geo[cpu,train]".'
+)
+"""What to say where an engine can only predict."""
 
 
 class EngineError(Exception):
@@ -55,7 +61,7 @@ def check_hello(hello: Hello) -> None:
     )
 
 
-def conclude(said: Conversation, ending: Ending) -> Result:
+def conclude(said: Conversation, ending: Ending) -> Union[Result, Done]:
     """The result of a run that has ended.
 
     Raises:
@@ -67,7 +73,8 @@ def conclude(said: Conversation, ending: Ending) -> Result:
     if ending.cancelled:
         raise EngineCancelledError("Cancelled. Nothing was written.")
     if said.failure is not None:
-        raise EngineError(str(said.failure))
+        lacks = said.failure.code == "runtime-missing" and "cegate-geo[train]" in said.failure.hint
+        raise EngineError(f"{said.failure.message} {TRAIN_HINT}" if lacks else str(said.failure))
     what = _what_happened(said, ending)
     words = tail(ending.stderr) or "\n".join(said.strays)
     raise EngineError(f"{what} Its last words:\n{words}" if words else f"{what} It left no message.")

@@ -1,20 +1,32 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The plugin itself: adds the Processing provider and takes it away again."""
+"""The plugin itself: adds the Processing provider and the panel, and takes them away again."""
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 from qgis.core import QgsApplication
+from qgis.PyQt.QtCore import QCoreApplication, Qt
 
 from .provider import PROVIDER_ID, CegateGeoProvider
 
+if TYPE_CHECKING:
+    from qgis.gui import QgisInterface
+    from qgis.PyQt.QtGui import QAction
+
+    from .panel import Panel
+
+MENU = "&CEGate-Geo"
+
 
 class CegateGeoPlugin:
-    """Registers the provider, in the desktop and in `qgis_process`."""
+    """Registers the provider, in the desktop and in `qgis_process`; in the desktop the panel, too."""
 
-    def __init__(self) -> None:
+    def __init__(self, iface: Optional[QgisInterface] = None) -> None:
         self.provider: Optional[CegateGeoProvider] = None
+        self.panel: Optional[Panel] = None
+        self._iface = iface
+        self._action: Optional[QAction] = None
 
     def initProcessing(self) -> None:
         """Add the provider. All that `qgis_process` calls; it has no window."""
@@ -27,9 +39,30 @@ class CegateGeoPlugin:
     def initGui(self) -> None:
         """Called by the desktop."""
         self.initProcessing()
+        if self._iface is None or self.panel is not None:
+            return
+        from .panel import Panel  # widgets: `qgis_process` needs none
+
+        self.panel = Panel(self._iface, self._iface.mainWindow())
+        self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self.panel)
+        self.panel.hide()
+        self._action = self.panel.toggleViewAction()
+        if self._action is not None and self.provider is not None:
+            self._action.setIcon(self.provider.icon())
+            self._action.setText(QCoreApplication.translate("CegateGeo", "CEGate-Geo panel"))
+            self._iface.addToolBarIcon(self._action)
+            self._iface.addPluginToRasterMenu(MENU, self._action)
 
     def unload(self) -> None:
         """Take everything away that was added."""
+        if self.panel is not None and self._iface is not None:
+            self.panel.close_down()
+            if self._action is not None:
+                self._iface.removePluginRasterMenu(MENU, self._action)
+                self._iface.removeToolBarIcon(self._action)
+            self._iface.removeDockWidget(self.panel)
+            self.panel.deleteLater()
+        self.panel = self._action = None
         registry = QgsApplication.processingRegistry()
         if self.provider is not None and registry is not None:
             registry.removeProvider(PROVIDER_ID)  # by id: at the end of QGIS it may be gone already

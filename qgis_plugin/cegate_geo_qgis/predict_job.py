@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
+import subprocess  # nosec B404: only for writing a command as Windows does
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Sequence

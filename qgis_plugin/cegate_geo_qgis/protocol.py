@@ -37,11 +37,15 @@ class Progress:
     fraction: float
     """0 to 1."""
     done: int
-    """Tiles done."""
+    """Tiles or steps done."""
     total: int
-    """Tiles in all."""
+    """Tiles or steps in all."""
     eta_s: Optional[float]
     """Seconds left, where the engine dares to say."""
+    loss: Optional[float] = None
+    """Of the last step, where a model is trained."""
+    miou: Optional[float] = None
+    """Last mean IoU on validation, where a model is trained."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,15 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Done:
+    """Another command than `predict` is done."""
+
+    command: str
+    values: Mapping[str, Any]
+    """What came of it, as the engine said it."""
+
+
+@dataclass(frozen=True)
 class Failure:
     """The run failed, in the engine's own words."""
 
@@ -89,7 +102,7 @@ class Failure:
         return " ".join(part for part in (self.message.strip(), self.hint.strip()) if part)
 
 
-Event = Union[Hello, Progress, Notice, Result, Failure]
+Event = Union[Hello, Progress, Notice, Result, Done, Failure]
 
 
 def parse_color(value: Any) -> Optional[tuple[int, int, int]]:
@@ -121,11 +134,14 @@ def _event(item: Mapping[str, Any]) -> Optional[Event]:
         return Hello(int(item["protocol"]), str(item["version"]), str(item.get("command", "")))
     if kind == "progress":
         fraction = min(max(float(item["fraction"]), 0.0), 1.0)
-        return Progress(fraction, int(item["done"]), int(item["total"]), _optional_float(item.get("eta_s")))
+        more = (_optional_float(item.get(key)) for key in ("eta_s", "loss", "miou"))
+        return Progress(fraction, int(item["done"]), int(item["total"]), *more)
     if kind == "warning":
         return Notice(str(item.get("code", "")), str(item["message"]))
     if kind == "error":
         return Failure(str(item.get("code", "")), str(item["message"]), str(item.get("hint") or ""))
+    if kind == "result" and "command" in item:
+        return Done(str(item["command"]), {k: v for k, v in item.items() if k not in ("event", "command")})
     if kind == "result":
         return Result(
             output=str(item["output"]),
@@ -162,7 +178,7 @@ class Conversation:
 
     def __init__(self) -> None:
         self.hello: Optional[Hello] = None
-        self.result: Optional[Result] = None
+        self.result: Union[Result, Done, None] = None
         self.failure: Optional[Failure] = None
         self.strays: list[str] = []
         """Lines that are no events: the first 20."""
@@ -199,7 +215,7 @@ class Conversation:
     def _remember(self, event: Event) -> None:
         if isinstance(event, Hello):
             self.hello = event
-        elif isinstance(event, Result):
+        elif isinstance(event, (Result, Done)):
             self.result = event
         elif isinstance(event, Failure):
             self.failure = event

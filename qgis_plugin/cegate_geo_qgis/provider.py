@@ -9,7 +9,10 @@ from processing.core.ProcessingConfig import ProcessingConfig, Setting
 from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
+from .adapt_model import AdaptModel
 from .engine import SETTING
+from .evaluate import Evaluate
+from .model_information import ModelInformation
 from .predict_job import RASTER_SUFFIXES, VECTOR_SUFFIXES
 from .segment_raster import SegmentRaster
 from .set_up_engine import SetUpEngine
@@ -59,8 +62,8 @@ class CegateGeoProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Called by `refreshAlgorithms`."""
-        self.addAlgorithm(SegmentRaster())
-        self.addAlgorithm(SetUpEngine())
+        for algorithm in (SegmentRaster, AdaptModel, Evaluate, ModelInformation, SetUpEngine):
+            self.addAlgorithm(algorithm())
 
     def supportedOutputRasterLayerExtensions(self) -> list[str]:
         """The engine writes GeoTIFF only."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Callable, Mapping, Optional, Protocol, Sequence
+from typing import Callable, Mapping, Optional, Protocol, Sequence, Union
 
 from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
 
 from .engine import EngineCommand
 from .outcome import Ending, EngineError, check_hello, conclude
-from .protocol import CREEP, Conversation, Event, Hello, Notice, Progress, Result
+from .protocol import CREEP, Conversation, Done, Event, Hello, Notice, Progress, Result
 
 STDERR_KEPT = 64 * 1024
 """Bytes of standard error that are kept, from its end."""
@@ -51,6 +51,8 @@ class Patience:
     poll_s: float = 0.05
     cancel_s: float = 0.5
     """After the line `cancel`, before it is asked to terminate."""
+    saving_s: float = 0.5
+    """The same once it has told progress: training needs the rest of a step, and saves its state."""
     terminate_s: float = 0.3
     """After that, before it is killed."""
 
@@ -63,7 +65,7 @@ def run_engine(
     *,
     after_crash: Optional[Callable[[int], None]] = None,
     patience: Patience = Patience(),
-) -> Result:
+) -> Union[Result, Done]:
     """Run the engine to its end.
 
     Args:
@@ -107,6 +109,8 @@ class _Run:
         self._terminated = False
         self._killed = False
         self._announced = False
+        self._has_begun = False
+        self._told = ToldSteps()
 
     def start(self, command: EngineCommand, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         variables = QProcessEnvironment()
@@ -143,7 +147,12 @@ class _Run:
             self._feedback.pushInfo(f"CEGate-Geo engine {event.version}")
         elif isinstance(event, Progress):
             self._percent = max(self._percent, 100.0 * event.fraction)
-            if not self._announced and event.eta_s is not None:
+            self._has_begun = True
+            if event.loss is not None:
+                line = self._told.line(event)
+                if line:
+                    self._feedback.pushInfo(line)
+            elif not self._announced and event.eta_s is not None:
                 self._announced = True
                 self._feedback.pushInfo(f"{event.total} tiles, about {describe_seconds(event.eta_s)} left")
         elif isinstance(event, Notice):
@@ -164,10 +173,11 @@ class _Run:
                 )
             return
         waited = now - self._cancelled
-        if waited > self._patience.cancel_s and not self._terminated:
+        grace = self._patience.saving_s if self._has_begun else self._patience.cancel_s
+        if waited > grace and not self._terminated:
             self._terminated = True
             self._process.terminate()
-        elif waited > self._patience.cancel_s + self._patience.terminate_s and not self._killed:
+        elif waited > grace + self._patience.terminate_s and not self._killed:
             self._killed = True
             self._process.kill()
 
@@ -188,6 +198,29 @@ class _Run:
             after_crash(self._pid)
         for line in self.said.strays:
             self._feedback.pushDebugInfo(f"engine: {line}")
+
+
+class ToldSteps:
+    """Which steps of a training are worth a line in the log: after each twentieth of them, and each validation."""
+
+    PARTS = 20
+
+    def __init__(self) -> None:
+        self._part = -1
+        self._miou: Optional[float] = None
+
+    def line(self, at: Progress) -> str:
+        """The line for a step; empty where it is not worth one."""
+        part = int(at.fraction * self.PARTS)
+        if at.loss is None or (part == self._part and at.miou == self._miou):
+            return ""
+        words = [f"step {at.done} of {at.total}: loss {at.loss:.3f}"]
+        if at.miou is not None:
+            words.append(f"validation mIoU {at.miou:.3f}")
+        if at.eta_s and at.done < at.total:
+            words.append(f"about {describe_seconds(at.eta_s)} left")
+        self._part, self._miou = part, at.miou
+        return ", ".join(words)
 
 
 def describe_seconds(seconds: float) -> str:

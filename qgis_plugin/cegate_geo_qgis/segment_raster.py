@@ -18,6 +18,7 @@ from qgis.core import (
     QgsProcessingParameterBoolean,
     QgsProcessingParameterDefinition,
     QgsProcessingParameterEnum,
+    QgsProcessingParameterExtent,
     QgsProcessingParameterFeatureSource,
     QgsProcessingParameterFile,
     QgsProcessingParameterNumber,
@@ -25,10 +26,15 @@ from qgis.core import (
     QgsProcessingParameterRasterLayer,
     QgsProcessingParameterString,
     QgsProcessingParameterVectorDestination,
+    QgsRasterLayer,
+    QgsRectangle,
 )
 
-from .engine_algorithm import EngineAlgorithm
+from .engine_algorithm import EngineAlgorithm, Parameters
 from .layers import ClassMapStyler, ConfidenceStyler, PolygonStyler, style_when_loaded
+from .model_card import read_card
+from .model_information import DEMO_MODEL
+from .outcome import EngineError
 from .predict_job import (
     GRIDS,
     PROVIDERS,
@@ -41,10 +47,9 @@ from .predict_job import (
     remove_remains,
 )
 from .protocol import Result
-from .sources import polygon_file, raster_source, raster_warnings, write_polygons
+from .raster_export import Snapshot, is_web_map, needs_export
+from .sources import pixel_window, polygon_file, raster_source, raster_warnings, window_source, write_polygons
 
-Parameters = dict[Optional[str], Any]
-"""Values by name, as Processing passes them."""
 Definition = QgsProcessingParameterDefinition
 HELP = """
 <p>Gives each pixel of a scene a class, by an ONNX model. The scene may be of any size: it is read in tiles whose seams
@@ -104,6 +109,10 @@ def _advanced() -> list[tuple[Definition, str]]:
             "with seams.",
         ),
         (
+            _number("PIXEL_SIZE", "Pixel size of a web map [m]", lowest=0.001, whole=False),
+            "Metres on the ground for a pixel of a web map, which has none of its own. Empty: what the model wants.",
+        ),
+        (
             _number("BATCH_SIZE", "Tiles at a time", lowest=1),
             "Tiles for one call of the model. Empty: chosen by the engine.",
         ),
@@ -150,10 +159,6 @@ class SegmentRaster(EngineAlgorithm):
         """Shown beside the parameters."""
         return HELP
 
-    def helpUrl(self) -> str:
-        """Behind the button Help."""
-        return "https://github.com/cegate-geo/cegate-geo/blob/main/qgis_plugin/README.md"
-
     def createInstance(self) -> SegmentRaster:
         """A fresh one for each run."""
         return SegmentRaster()
@@ -163,7 +168,7 @@ class SegmentRaster(EngineAlgorithm):
         del configuration
         self.add(
             QgsProcessingParameterRasterLayer("INPUT", "Scene"),
-            "A raster file, also a virtual raster or a file in the cloud. Web maps are refused: save them first.",
+            "A raster file, also a virtual raster or a file in the cloud, or a web map with an extent.",
         )
         self.add(
             QgsProcessingParameterFile(
@@ -183,6 +188,10 @@ class SegmentRaster(EngineAlgorithm):
         self.add(
             QgsProcessingParameterFeatureSource("AOI", "Area of interest", [polygons], None, True),
             "Polygons, in any CRS: only what lies inside is segmented, the rest becomes nodata.",
+        )
+        self.add(
+            QgsProcessingParameterExtent("EXTENT", "Extent", None, True),
+            "Only this part of the scene, and a result of that size. Web maps (XYZ, WMS) are fetched for it.",
         )
         self.add(
             QgsProcessingParameterString("NODATA", "Nodata value (where the file has none)", None, False, True),
@@ -219,7 +228,15 @@ class SegmentRaster(EngineAlgorithm):
         layer = self.parameterAsRasterLayer(parameters, "INPUT", context)
         if layer is None:
             raise QgsProcessingException(self.invalidRasterError(parameters, "INPUT"))
-        source = raster_source(layer)
+        source = layer.source() if needs_export(layer) else raster_source(layer)
+        if is_web_map(layer) and not parameters.get("EXTENT"):
+            raise QgsProcessingException(
+                f"The layer '{layer.name()}' is a web map without an end: choose an Extent, for instance that of the "
+                "map canvas. Or save it first: right click on the layer, Export, Save As."
+            )
+        extent = self._extent(parameters, layer, context)
+        if extent is not None and not is_web_map(layer):
+            pixel_window(layer, extent) if needs_export(layer) else window_source(layer, extent)
         model = self.parameterAsFile(parameters, "MODEL", context)
         if model and not Path(model).is_file():
             raise QgsProcessingException(f"The model {model} does not exist.")
@@ -248,7 +265,13 @@ class SegmentRaster(EngineAlgorithm):
         layer = self.parameterAsRasterLayer(parameters, "INPUT", context)
         if layer is None:
             raise QgsProcessingException(self.invalidRasterError(parameters, "INPUT"))
-        self._scene, self._scene_name = raster_source(layer), layer.name()
+        self._scene_name = layer.name()
+        self._snapshot: Optional[Snapshot] = None
+        extent = self._extent(parameters, layer, context)
+        if needs_export(layer):
+            self._snapshot = Snapshot(layer, extent)
+        else:
+            self._scene = raster_source(layer) if extent is None else window_source(layer, extent)
         if feedback is not None:
             for warning in raster_warnings(layer):
                 feedback.pushWarning(warning)
@@ -261,14 +284,20 @@ class SegmentRaster(EngineAlgorithm):
     ) -> dict[str, Any]:
         """Run the engine."""
         feedback = feedback or QgsProcessingFeedback()
+        if self._snapshot is not None:
+            size = self._web_pixel_size(parameters, context, feedback) if self._snapshot.is_web_map else None
+            self._scene = self._snapshot.save(size, context, feedback)
         job = self._job(parameters, context, feedback)
         result = self.run_command(job.arguments(), feedback, after_crash=partial(remove_remains, job.output))
+        if not isinstance(result, Result):
+            raise QgsProcessingException(f"The engine answered as if to {result.command!r}. Update it.")
         self._report(result, feedback)
         outputs = {"OUTPUT": job.output, "VECTOR": job.vector, "CONFIDENCE": job.confidence}
+        group = f"{self._scene_name}, {_short_name(job.model)}"
         stylers = {
-            "OUTPUT": ClassMapStyler(result.classes),
-            "VECTOR": PolygonStyler(result.classes),
-            "CONFIDENCE": ConfidenceStyler(result.classes),
+            "OUTPUT": ClassMapStyler(result.classes, group=group),
+            "VECTOR": PolygonStyler(result.classes, group=group),
+            "CONFIDENCE": ConfidenceStyler(result.classes, group=group),
         }
         for name, path in outputs.items():
             definition = self.parameterDefinition(name)
@@ -312,6 +341,31 @@ class SegmentRaster(EngineAlgorithm):
             force=self.parameterAsBool(parameters, "FORCE", context),
         )
 
+    def _extent(
+        self, parameters: Parameters, layer: QgsRasterLayer, context: QgsProcessingContext
+    ) -> Optional[QgsRectangle]:
+        """The extent in the layer's coordinates; None where none is given."""
+        if not parameters.get("EXTENT"):
+            return None
+        return self.parameterAsExtent(parameters, "EXTENT", context, layer.crs())
+
+    def _web_pixel_size(
+        self, parameters: Parameters, context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> float:
+        """Metres for a pixel of a web map: as given, else as the model wants."""
+        if parameters.get("PIXEL_SIZE"):
+            return self.parameterAsDouble(parameters, "PIXEL_SIZE", context)
+        model = self.parameterAsFile(parameters, "MODEL", context) or DEMO_MODEL
+        try:
+            wanted = read_card(self.ask(["info", model, "--json"], feedback)).gsd_m
+        except EngineError as error:
+            raise QgsProcessingException(str(error)) from error
+        if wanted is None:
+            raise QgsProcessingException(
+                "The model does not say what pixels it wants: give the pixel size of the web map."
+            )
+        return wanted
+
     def _written_aoi(
         self, parameters: Parameters, context: QgsProcessingContext, feedback: QgsProcessingFeedback
     ) -> str:
@@ -330,6 +384,14 @@ class SegmentRaster(EngineAlgorithm):
         for item in result.classes:
             area = "" if item.area_m2 is None else f", {item.area_m2:,.0f} m²"
             feedback.pushInfo(f"  {item.id} {item.name}: {item.pixels:,} px{area}")
+
+
+def _short_name(model: str) -> str:
+    """A model's name for people: of 'model.onnx' in the folder of a run the folder's."""
+    path = Path(model)
+    if not model:
+        return DEMO_MODEL
+    return path.parent.name if path.stem == "model" and path.parent.name else path.stem
 
 
 def _destination(value: Any) -> str:

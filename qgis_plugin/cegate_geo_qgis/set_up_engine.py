@@ -24,15 +24,13 @@ from qgis.PyQt.QtCore import QUrl
 from qgis.PyQt.QtNetwork import QNetworkProxy, QNetworkProxyQuery
 
 from .engine import SETTING, clean_environment
-from .engine_algorithm import EngineAlgorithm, managed_environment
+from .engine_algorithm import EngineAlgorithm, Parameters, managed_environment
 from .engine_setup import Engine, EngineSetup, version_advice
 from .interpreters import host_folders
 from .network import Network, Proxy
 from .outcome import EngineError
 from .setup_recipe import EXTRAS, Recipe, plugin_version
 
-Parameters = dict[Optional[str], Any]
-"""Values by name, as Processing passes them."""
 Definition = QgsProcessingParameterDefinition
 ACTIONS = ("install", "check", "remove")
 INDEX = "https://pypi.org/simple/"

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+from math import ceil, floor
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from qgis.core import (
+    QgsFeature,
     QgsFeatureRequest,
+    QgsField,
+    QgsFields,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeatureSource,
@@ -16,10 +20,17 @@ from qgis.core import (
     QgsProcessingUtils,
     QgsProviderRegistry,
     QgsRasterLayer,
+    QgsRectangle,
     QgsVectorFileWriter,
     QgsVectorLayer,
+    QgsWkbTypes,
 )
+from qgis.PyQt.QtCore import QVariant
 
+EDGE = 1e-6
+"""Share of a pixel by which an extent may miss its edge through rounding."""
+LABEL_FIELD = "class"
+"""Field with the class in the labels that are written for the engine."""
 PLAIN_VECTOR_SUFFIXES = (".gpkg", ".geojson", ".json", ".shp", ".fgb")
 
 
@@ -44,11 +55,72 @@ def raster_source(layer: QgsRasterLayer) -> str:
             "Save it first: right click on the layer, Export, Save As, and use the file."
         )
     source = layer.source()
+    if "/vsimem/" in source:
+        raise QgsProcessingException(
+            f"The layer '{layer.name()}' lies in QGIS' memory, where the engine can't see it. Save it to a file first."
+        )
     options = _decode("gdal", source).get("openOptions")
     if options:
         raise QgsProcessingException(
             f"The layer '{layer.name()}' is opened with the options {', '.join(options)}, unknown to the engine. "
             "Save it as a GeoTIFF or a virtual raster first."
+        )
+    return source
+
+
+def pixel_window(layer: QgsRasterLayer, extent: QgsRectangle) -> QgsRectangle:
+    """The whole pixels of a layer that an extent touches, as a rectangle in the layer's coordinates.
+
+    Raises:
+        QgsProcessingException: If it touches none.
+    """
+    whole = layer.extent()
+    part = whole.intersect(extent)
+    if part.isEmpty():
+        raise QgsProcessingException(f"The extent lies outside of the layer '{layer.name()}'.")
+    across, down = whole.width() / layer.width(), whole.height() / layer.height()
+    left = floor((part.xMinimum() - whole.xMinimum()) / across + EDGE)
+    right = ceil((part.xMaximum() - whole.xMinimum()) / across - EDGE)
+    top = floor((whole.yMaximum() - part.yMaximum()) / down + EDGE)
+    bottom = ceil((whole.yMaximum() - part.yMinimum()) / down - EDGE)
+    return QgsRectangle(
+        whole.xMinimum() + left * across,
+        whole.yMaximum() - max(bottom, top + 1) * down,
+        whole.xMinimum() + max(right, left + 1) * across,
+        whole.yMaximum() - top * down,
+    )
+
+
+def window_source(layer: QgsRasterLayer, extent: QgsRectangle) -> str:
+    """What GDAL 3.8 and newer, as the engine has it, opens for a part of this layer: nothing is copied.
+
+    Raises:
+        QgsProcessingException: As `raster_source`, or if the extent lies outside.
+    """
+    source, part = raster_source(layer), pixel_window(layer, extent)
+    if part == layer.extent():
+        return source
+    is_virtual = source.startswith("vrt://")
+    if not is_virtual and ("?" in source or "&" in source):
+        raise QgsProcessingException(
+            f"A part of {source} can't be addressed, as its name holds '?' or '&': rename it, or leave Extent empty."
+        )
+    corners = (part.xMinimum(), part.yMaximum(), part.xMaximum(), part.yMinimum())
+    window = f"projwin={','.join(repr(value) for value in corners)}"
+    return f"{source}{'&' if '?' in source else '?'}{window}" if is_virtual else f"vrt://{source}?{window}"
+
+
+def plain_raster_file(layer: QgsRasterLayer) -> str:
+    """The file on this computer that is this layer, for commands that take patterns of files.
+
+    Raises:
+        QgsProcessingException: If it is anything else.
+    """
+    source = raster_source(layer)
+    if not Path(source).is_file():
+        raise QgsProcessingException(
+            f"The layer '{layer.name()}' ({source}) is no plain file on this computer, which is needed here. "
+            "Save it as a GeoTIFF first: right click on the layer, Export, Save As."
         )
     return source
 
@@ -114,3 +186,72 @@ def write_polygons(
     if written[0] != QgsVectorFileWriter.WriterError.NoError:
         raise QgsProcessingException(f"The area of interest could not be written to {path}: {written[1]}")
     return path
+
+
+def text_of(value: Any) -> str:
+    """A class as a field holds it, as text: 1 and 1.0 are '1'; empty for none."""
+    if value is None or (isinstance(value, QVariant) and value.isNull()):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def write_labels(
+    source: QgsProcessingFeatureSource,
+    path: Path,
+    context: QgsProcessingContext,
+    feedback: Optional[QgsProcessingFeedback],
+    *,
+    field: str,
+    names: Optional[Mapping[str, str]] = None,
+) -> int:
+    """Write polygons, as selected, filtered and edited, with their class as text in the field `LABEL_FIELD`.
+
+    Args:
+        source: The polygons.
+        path: GeoPackage to write; an old one is replaced.
+        context: Of the algorithm.
+        feedback: Asked for cancelling.
+        field: Field with the class; empty: none is written. Polygons without a class are left out.
+        names: Text of a value → name to write; others are written as they are.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        QgsProcessingException: If they can't be written, or the user cancelled.
+    """
+    fields = QgsFields()
+    if field:
+        fields.append(QgsField(LABEL_FIELD, QVariant.String))
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = "GPKG"
+    options.layerName = "labels"
+    kind = QgsWkbTypes.multiType(QgsWkbTypes.flatType(source.wkbType()))
+    path.unlink(missing_ok=True)
+    writer = QgsVectorFileWriter.create(
+        str(path), fields, kind, source.sourceCrs(), context.transformContext(), options
+    )
+    if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
+        why = writer.errorMessage() if writer is not None else "unknown"
+        raise QgsProcessingException(f"The labels could not be written to {path}: {why}")
+    index = source.fields().lookupField(field) if field else -1
+    count = 0
+    for feature in source.getFeatures():
+        if feedback is not None and feedback.isCanceled():
+            raise QgsProcessingException("Cancelled. Nothing was written.")
+        text = text_of(feature.attribute(index)) if field else ""
+        if not feature.hasGeometry() or (field and not text):
+            continue
+        made = QgsFeature(fields)
+        made.setGeometry(feature.geometry())
+        if field:
+            made.setAttribute(0, (names or {}).get(text, text))
+        writer.addFeature(made)
+        count += 1
+    problem = writer.errorMessage()
+    del writer  # closes the file
+    if problem:
+        raise QgsProcessingException(f"The labels could not be written to {path}: {problem}")
+    return count

@@ -119,8 +119,66 @@ def misbehave(given: dict[str, str]) -> None:
         sys.exit(130)
 
 
+CARD = {
+    "manifest": {
+        "name": "roofs <1>", "description": "Roofs & yards.", "legend": CLASSES, "bands": ["red", "green", "blue"],
+        "dtype": "uint8", "gsd_m": 0.5, "gsd_range_m": [0.4, 0.7], "tile_size": 64, "halo": 8, "parameters": 1234,
+        "licence": "CC0", "attribution": "Somebody", "provenance": {"validation": {"miou": 0.75}},
+    },
+    "contract": {"all": "manifest"},
+    "file": {"path": "/models/roofs.onnx", "bytes": 10},
+}  # fmt: skip
+FIGURES = {
+    "miou": 0.5, "accuracy": 0.75, "confusion": [[3, 1], [1, 3]],
+    "per_class": [
+        {"id": 0, "name": "other", "iou": 0.6, "f1": 0.75, "precision": 0.75, "recall": 0.75, "pixels": 4},
+        {"id": 1, "name": "a <b>", "iou": None, "f1": None, "precision": None, "recall": None, "pixels": 4},
+    ],
+}  # fmt: skip
+
+
+def info() -> None:
+    """`info --json`: one object, no events."""
+    if MODE == "error":
+        sys.stderr.write("cegate-geo: No model of this name. Check the path.\n")
+        sys.exit(2)
+    if MODE == "garbage":
+        print("This is no engine.")
+        return
+    if MODE == "never":
+        time.sleep(60)
+    print("a stray line\n" + json.dumps(CARD))
+
+
+def adapt(given: dict[str, str]) -> None:
+    """Twenty steps; what is cancelled after the first is saved."""
+    run = Path(given["--output"])
+    if MODE == "untrained":
+        hint = 'Install it: pip install "cegate-geo[train]".'
+        say("error", code="runtime-missing", message="This command needs the package torch.", hint=hint)
+        sys.exit(3)
+    if "--resume" not in given:
+        (run / "config.json").write_text("{}")
+    total = 200 if MODE == "long" else 20
+    for step in range(1, total + 1):
+        if cancelled.is_set():
+            time.sleep(1.2)  # the rest of a step
+            (run / "state").mkdir(exist_ok=True)
+            (run / "state" / "state.json").write_text("{}")
+            stop_if_cancelled()
+        more = {"loss": 1 / step, "miou": None if step < 10 else 0.5}
+        say("progress", fraction=step / total, done=step, total=total, eta_s=1.0, **more)
+        time.sleep(0.05 if MODE == "long" else 0)
+    for name in ("model.onnx", "report.html"):
+        (run / name).write_text("made")
+    told = {"model": str(run / "model.onnx"), "report": str(run / "report.html"), "run": str(run)}
+    say("result", command="adapt", miou=0.5, best_step=20, seconds=1.0, **told)
+
+
 def main() -> None:
     log(argv=sys.argv[1:], environ=dict(os.environ), pid=os.getpid())
+    if sys.argv[1] == "info":
+        return info()
     if MODE == "slow":
         time.sleep(1.5)
     if MODE != "mute":
@@ -132,6 +190,11 @@ def main() -> None:
     given = options(sys.argv[1:])
     threading.Thread(target=watch_stdin, daemon=True).start()
     misbehave(given)
+    if sys.argv[1] == "adapt":
+        return adapt(given)
+    if sys.argv[1] == "evaluate":
+        say("result", command="evaluate", **FIGURES)
+        return None
     total = {"long": 400, "steady": 20}.get(MODE, 4)
     for done in range(total + 1):
         stop_if_cancelled()
@@ -147,6 +210,7 @@ def main() -> None:
             Path(given["--confidence"]).write_bytes(Path(given["--output"]).read_bytes())
     run = {"tiles": 4, "skipped_tiles": 1, "seconds": 0.5, "provider": "cpu"}
     say("result", output=given.get("--output", ""), classes=classes, **run)
+    return None
 
 
 if __name__ == "__main__":

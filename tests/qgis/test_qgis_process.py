@@ -39,6 +39,9 @@ class Installed:
             text=True, timeout=500, check=False,
         )  # fmt: skip
 
+    def run_other(self, name: str, **parameters: object):
+        return self.call("run", f"cegate_geo:{name}", "--", *self.words(parameters))
+
     def run(self, environment: dict[str, str] | None = None, **parameters: object):
         return self.call("run", ID, "--", *self.words(parameters), **(environment or {}))
 
@@ -108,6 +111,7 @@ def test_the_provider_is_listed_and_its_help_names_every_parameter(qgis):
     for name in (
         "INPUT", "MODEL", "BANDS", "AOI", "NODATA", "PROVIDER", "GSD", "RESAMPLE", "TILE_SIZE", "HALO", "STITCH",
         "BATCH_SIZE", "THREADS", "MAX_MEMORY", "MIN_AREA", "FORCE", "OVERWRITE", "OUTPUT", "VECTOR", "CONFIDENCE",
+        "EXTENT", "PIXEL_SIZE",
     ):  # fmt: skip
         assert f"\n{name}:" in told
 
@@ -297,3 +301,86 @@ def test_the_shipped_demo_model_runs_by_default(qgis, shared_data, tmp_path):
         got = made.read(1)
     assert set(np.unique(got)) <= {0, 1, 255}
     assert 0.01 < (got == 1).mean() < 0.9
+
+
+def test_a_models_card_is_told(qgis, model, tmp_path):
+    page = tmp_path / "card é.html"
+    done = qgis.run_other("model_information", MODEL=model, HTML=page)
+    assert done.returncode == 0, done.stderr
+    assert "CLASSES:\tsombre é,bright" in done.stdout
+    assert f"info '{model}' --json" in done.stdout
+    assert "#0c2238" in page.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def drawn(landsat, tmp_path) -> Path:
+    """Two polygons of two classes on the Landsat chip."""
+    import geopandas
+    from shapely.geometry import box
+
+    with rasterio.open(landsat) as source:
+        left, bottom, right, top = source.bounds
+        crs = source.crs
+    across, down = (right - left) / 10, (top - bottom) / 10
+    shapes = [box(left + n * across, bottom + 3 * down, left + (n + 2) * across, top - 3 * down) for n in (3, 5)]
+    path = tmp_path / "drawn é.gpkg"
+    geopandas.GeoDataFrame({"kind": ["sombre é", "bright"]}, geometry=shapes, crs=crs).to_file(path, engine="pyogrio")
+    return path
+
+
+def test_evaluating_a_mask_gives_the_figures_of_the_command_line(qgis, landsat, model, engine, drawn, tmp_path):
+    mask, figures, page = tmp_path / "m.tif", tmp_path / "e.json", tmp_path / "e.html"
+    assert qgis.run(INPUT=landsat, MODEL=model, OUTPUT=mask).returncode == 0
+    labels = {"LABELS": drawn, "FIELD": "kind", "BACKGROUND": "ignore", "JSON": figures, "HTML": page}
+    done = qgis.run_other("evaluate", INPUT=mask, **labels)
+    assert done.returncode == 0, done.stderr
+    words = [
+        engine,
+        "evaluate",
+        mask,
+        "--labels",
+        drawn,
+        "--label-field",
+        "kind",
+        "--background",
+        "ignore",
+        "--json",
+        "-",
+    ]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert json.loads(figures.read_text(encoding="utf-8")) == json.loads(told)
+    assert f"MIOU:\t{json.loads(told)['miou']}" in done.stdout
+    with_model = qgis.run_other("evaluate", INPUT=landsat, MODEL=model, **labels)
+    assert with_model.returncode == 0, with_model.stderr
+    assert json.loads(figures.read_text(encoding="utf-8")) == json.loads(told)
+
+
+def test_adapting_gives_a_model_that_segments(qgis, landsat, drawn, tmp_path):
+    run, mask = tmp_path / "un essai", tmp_path / "m.tif"
+    given = {"IMAGES": landsat, "LABELS": drawn, "FIELD": "kind", "RUN": run, "STEPS": 2, "TILE_SIZE": 64}
+    done = qgis.run_other("adapt_model", **given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2 of 2: loss" in done.stdout
+    assert (run / "report.html").is_file()
+    segmented = qgis.run(INPUT=landsat, MODEL=run / "model.onnx", OUTPUT=mask)
+    assert segmented.returncode == 0, segmented.stderr
+    card = qgis.run_other("model_information", MODEL=run / "model.onnx")
+    assert "CLASSES:\tbright,sombre é" in card.stdout
+    again = qgis.run_other("adapt_model", **given)
+    assert again.returncode == 1
+    assert "holds a run already: tick Resume" in again.stderr
+
+
+def test_when_qgis_is_killed_training_stops_and_can_be_resumed(qgis, landsat, drawn, tmp_path):
+    run = tmp_path / "run"
+    given = {"IMAGES": landsat, "LABELS": drawn, "FIELD": "kind", "RUN": run, "STEPS": 5000, "TILE_SIZE": 64}
+    words = [qgis.program, "run", "cegate_geo:adapt_model", "--", *qgis.words(given)]
+    running = subprocess.Popen(words, env=qgis.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: (run / "metrics.jsonl").is_file() or running.poll() is not None)
+        engine = next(c for c in psutil.Process(running.pid).children(recursive=True) if "adapt" in c.cmdline())
+    finally:
+        running.kill()
+        running.wait()
+    wait_until(lambda: is_gone(engine))
+    assert (run / "state" / "state.json").is_file()

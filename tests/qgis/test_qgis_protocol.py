@@ -11,6 +11,7 @@ from cegate_geo_qgis.protocol import (
     MAX_LINE,
     ClassArea,
     Conversation,
+    Done,
     Failure,
     Hello,
     NotAnEventError,
@@ -95,6 +96,25 @@ def test_what_is_no_event_is_a_stray(line):
 
 def test_unknown_kinds_are_skipped_for_later_engines():
     assert parse_line(b'{"event": "news"}') is None
+
+
+def test_other_commands_tell_what_came_of_them():
+    line = b'{"event": "result", "command": "evaluate", "miou": 0.5}'
+    assert parse_line(line) == Done("evaluate", {"miou": 0.5})
+    said = conversation(SAID[0], json.loads(line))
+    assert conclude(said, DONE) == Done("evaluate", {"miou": 0.5})
+
+
+def test_steps_of_training_carry_loss_and_validation():
+    line = b'{"event": "progress", "fraction": 0.5, "done": 5, "total": 10, "eta_s": 2, "loss": 0.25, "miou": null}'
+    assert parse_line(line) == Progress(0.5, 5, 10, 2.0, 0.25, None)
+
+
+def test_an_engine_that_can_only_predict_is_told_how_to_learn():
+    hint = 'Install it: pip install "cegate-geo[train]".'
+    said = conversation(SAID[0], {"event": "error", "code": "runtime-missing", "message": "No torch.", "hint": hint})
+    with pytest.raises(EngineError, match=r"^No torch. .*Set up the engine.* with the variant 'train'"):
+        conclude(said, Ending(3, False, False, ""))
 
 
 def test_a_fraction_stays_between_0_and_1():

@@ -1,5 +1,7 @@
 """Runs in QGIS' own Python, with pytest-qgis: the plugin from the source tree, the engine faked."""
 
+# ruff: noqa: N802, the names are QGIS'
+
 from __future__ import annotations
 
 import json
@@ -50,6 +52,32 @@ class FakeEngine:
 @pytest.fixture
 def fake_engine(monkeypatch, tmp_path) -> FakeEngine:
     return FakeEngine(monkeypatch, tmp_path)
+
+
+def make_recorder():
+    """Feedback that keeps what is logged."""
+    from qgis.core import QgsProcessingFeedback
+
+    class Recorder(QgsProcessingFeedback):
+        def __init__(self):
+            super().__init__(False)
+            self.lines, self.warnings, self.commands = [], [], []
+
+        def pushInfo(self, info):
+            self.lines.append(info)
+
+        def pushWarning(self, warning):
+            self.warnings.append(warning)
+
+        def pushCommandInfo(self, info):
+            self.commands.append(info)
+
+    return Recorder()
+
+
+@pytest.fixture
+def feedback():
+    return make_recorder()
 
 
 @pytest.fixture

@@ -59,3 +59,17 @@ def test_the_engines_own_style_file_is_one_that_qgis_accepts(layers, tmp_path):
     message, good = mask.loadNamedStyle(str(tmp_path / "m.qml"))
     assert good, message
     assert [(round(c.value), c.label, c.color.name()) for c in mask.renderer().classes()] == CLASSES
+
+
+def test_an_extent_cuts_pixels_out_of_the_scene(provider, scene, scene_values, tmp_path, monkeypatch):
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", os.environ["CEGATE_TEST_ENGINE"])
+    for source in (str(scene), f"vrt://{scene}?bands=1,2,3"):
+        parameters = {
+            "INPUT": QgsRasterLayer(source, "scene", "gdal"), "MODEL": os.environ["CEGATE_TEST_MODEL"],
+            "EXTENT": "300002.1,300006.9,2999980.2,2999992.4 [EPSG:32645]", "OUTPUT": str(tmp_path / "part.tif"),
+        }  # fmt: skip
+        made = gdal.Open(processing.run(ID, parameters)["OUTPUT"])
+        assert np.array_equal(made.ReadAsArray(), scene_values[15:40, 4:14] > 127)
+        assert made.GetGeoTransform() == (300002, 0.5, 0, 2999992.5, 0, -0.5)
+        assert made.GetSpatialRef().GetAuthorityCode(None) == "32645"
+        made = None

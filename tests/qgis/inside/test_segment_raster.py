@@ -72,7 +72,8 @@ def polygon_layer(crs="EPSG:32645", name="area", count=2):
 
 def test_the_provider_and_its_algorithm_are_registered(provider):
     assert provider.id() == "cegate_geo"
-    assert {a.id() for a in provider.algorithms()} == {ID, "cegate_geo:set_up_engine"}
+    names = ("segment_raster", "adapt_model", "evaluate", "model_information", "set_up_engine")
+    assert {a.id() for a in provider.algorithms()} == {f"cegate_geo:{name}" for name in names}
     assert not provider.icon().isNull()
     assert QgsApplication.processingRegistry().providerById("cegate_geo") is not None
 
@@ -192,14 +193,15 @@ def test_the_setting_wins_over_the_variable(fake_engine, monkeypatch):
     assert "/from/the/setting" in message
 
 
-def test_a_layer_that_is_no_file_is_refused_in_plain_words(tmp_path):
+def test_a_web_map_without_an_extent_is_refused_in_plain_words(tmp_path):
     web = QgsRasterLayer("type=xyz&url=http://localhost/{z}/{x}/{y}.png&zmax=19&zmin=0", "Map of the web", "wms")
     assert web.isValid()
     QgsProject.instance().addMapLayer(web)
     words = problem(INPUT=web.id(), OUTPUT=str(tmp_path / "m.tif"))
     assert "Map of the web" in words
-    assert "Save it first" in words
-    with pytest.raises(QgsProcessingException, match="Save it first"):
+    assert "choose an Extent" in words
+    assert "save it first" in words
+    with pytest.raises(QgsProcessingException, match="choose an Extent"):
         run(INPUT=web, OUTPUT=str(tmp_path / "m.tif"))
     QgsProject.instance().removeAllMapLayers()
 

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Layers that are no files, saved as one for the engine: web maps as they are drawn, others with their own values."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from qgis.core import (
+    QgsCoordinateTransformContext,
+    QgsDistanceArea,
+    QgsPointXY,
+    QgsProcessingContext,
+    QgsProcessingException,
+    QgsProcessingFeedback,
+    QgsProcessingUtils,
+    QgsRasterBlockFeedback,
+    QgsRasterFileWriter,
+    QgsRasterLayer,
+    QgsRasterPipe,
+    QgsRectangle,
+)
+
+from .sources import pixel_window
+
+WEB_MAPS = ("wms", "arcgismapserver")
+"""Providers that draw pictures of any size; XYZ and WMTS layers are of the first."""
+COVERAGES = ("virtualraster", "wcs", "postgresraster")
+"""Providers with pixels of their own."""
+MOST_PIXELS = 100_000_000
+"""Of what is fetched: more would burden the server, and take hours."""
+
+
+def is_web_map(layer: QgsRasterLayer) -> bool:
+    """Whether the layer is drawn by a server, at any size."""
+    return layer.providerType() in WEB_MAPS
+
+
+def needs_export(layer: QgsRasterLayer) -> bool:
+    """Whether the layer is no file, but can be saved as one."""
+    return is_web_map(layer) or layer.providerType() in COVERAGES
+
+
+def metres_per_unit(layer: QgsRasterLayer, at: QgsPointXY) -> Optional[tuple[float, float]]:
+    """Metres on the ground of one unit of a layer's CRS to the east and to the north, at a point in that CRS.
+
+    None where the CRS is unknown, or does not reach there.
+    """
+    crs = layer.crs()
+    if not crs.isValid():
+        return None
+    measure = QgsDistanceArea()
+    measure.setSourceCrs(crs, QgsCoordinateTransformContext())
+    if not measure.setEllipsoid(crs.ellipsoidAcronym() or "EPSG:7030"):
+        return None
+    step = 1e-4 if crs.isGeographic() else 10.0
+    found = []
+    for end in (QgsPointXY(at.x() + step, at.y()), QgsPointXY(at.x(), at.y() + step)):
+        length = measure.measureLine(at, end)  # metres, as there is an ellipsoid
+        if not 0 < length < float("inf"):
+            return None
+        found.append(length / step)
+    return found[0], found[1]
+
+
+def ground_size(layer: QgsRasterLayer) -> Optional[float]:
+    """Metres on the ground along the side of a pixel in the middle of a layer; None where its CRS does not tell."""
+    if not layer.width() or not layer.height():
+        return None
+    scale = metres_per_unit(layer, layer.extent().center())
+    if scale is None:
+        return None
+    extent = layer.extent()
+    return float((extent.width() / layer.width() * scale[0] * extent.height() / layer.height() * scale[1]) ** 0.5)
+
+
+class Snapshot:
+    """A layer, or a part of it, ready to be saved in another thread. Made in the thread that the layer belongs to."""
+
+    def __init__(self, layer: QgsRasterLayer, extent: Optional[QgsRectangle]) -> None:
+        self.is_web_map = is_web_map(layer)
+        self._name = layer.name()
+        self._crs = layer.crs()
+        provider, renderer = layer.dataProvider(), layer.renderer()
+        copy = provider.clone() if provider is not None else None
+        if copy is None:
+            raise QgsProcessingException(f"The layer '{layer.name()}' is not usable.")
+        self._pipe = QgsRasterPipe()
+        self._pipe.set(copy)
+        if self.is_web_map:
+            if extent is None:
+                raise QgsProcessingException(f"The layer '{layer.name()}' is a web map: choose an Extent.")
+            if renderer is not None:
+                self._pipe.set(renderer.clone())
+            self._extent = extent
+            self._scale = metres_per_unit(layer, extent.center())
+        else:
+            self._extent = layer.extent() if extent is None else pixel_window(layer, extent)
+            whole = layer.extent()
+            self._columns = max(1, round(self._extent.width() / whole.width() * layer.width()))
+            self._rows = max(1, round(self._extent.height() / whole.height() * layer.height()))
+
+    def save(
+        self, pixel_size_m: Optional[float], context: QgsProcessingContext, feedback: QgsProcessingFeedback
+    ) -> str:
+        """Save it as a temporary GeoTIFF and give its path.
+
+        Args:
+            pixel_size_m: Metres for a pixel of a web map.
+            context: Of the algorithm.
+            feedback: Asked for cancelling.
+
+        Raises:
+            QgsProcessingException: If it is too large, can't be fetched, or the user cancelled.
+        """
+        if self.is_web_map:
+            self._measure(pixel_size_m)
+        pixels = self._columns * self._rows
+        if pixels > MOST_PIXELS:
+            raise QgsProcessingException(
+                f"{self._columns:,} x {self._rows:,} px of '{self._name}' are too many to fetch: choose a smaller "
+                "extent or a larger pixel size."
+            )
+        feedback.pushInfo(f"Saving {self._columns:,} x {self._rows:,} px of the layer '{self._name}' to a file ...")
+        path = QgsProcessingUtils.generateTempFilename("scene.tif")
+        writer = QgsRasterFileWriter(path)
+        writer.setOutputFormat("GTiff")
+        writer.setCreateOptions(["COMPRESS=DEFLATE", "TILED=YES"])
+        watch = QgsRasterBlockFeedback()
+        feedback.canceled.connect(watch.cancel)
+        try:
+            problem = writer.writeRaster(
+                self._pipe, self._columns, self._rows, self._extent, self._crs, context.transformContext(), watch
+            )
+        finally:
+            feedback.canceled.disconnect(watch.cancel)
+        if feedback.isCanceled():
+            raise QgsProcessingException("Cancelled. Nothing was written.")
+        complaints = [text for text in watch.errors() if text]
+        if problem != QgsRasterFileWriter.NoError or complaints:
+            why = "; ".join(complaints[:3]) or str(problem)
+            raise QgsProcessingException(f"The layer '{self._name}' could not be saved for the engine: {why}.")
+        return path
+
+    def _measure(self, pixel_size_m: Optional[float]) -> None:
+        if self._scale is None or not pixel_size_m:
+            raise QgsProcessingException(f"The CRS of '{self._name}' does not tell the size of a pixel on the ground.")
+        self._columns = max(1, round(self._extent.width() * self._scale[0] / pixel_size_m))
+        self._rows = max(1, round(self._extent.height() * self._scale[1] / pixel_size_m))

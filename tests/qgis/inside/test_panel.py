@@ -1,0 +1,312 @@
+"""The panel: its buttons, with the fake engine; runs beside the window, a closed project, unloading in the middle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from qgis.core import (
+    QgsApplication,
+    QgsCategorizedSymbolRenderer,
+    QgsCoordinateReferenceSystem,
+    QgsFeature,
+    QgsGeometry,
+    QgsProject,
+    QgsRasterLayer,
+    QgsRectangle,
+    QgsVectorLayer,
+)
+from qgis.PyQt.QtCore import QCoreApplication
+
+CLASSES = ["other", "building"]
+
+
+def wait(until, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it never came to this"
+        QCoreApplication.processEvents()
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def plugin(qgis_processing, qgis_iface, fake_engine, scene, monkeypatch):
+    """The plugin as the desktop loads it, with a scene in the project that the map shows."""
+    from cegate_geo_qgis import classFactory
+
+    for name in ("addPluginToRasterMenu", "removePluginRasterMenu", "addToolBarIcon", "removeToolBarIcon"):
+        monkeypatch.setattr(qgis_iface, name, lambda *words: None, raising=False)
+    QgsProject.instance().clear()
+    made = classFactory(qgis_iface)
+    made.initGui()
+    layer = QgsRasterLayer(str(scene), "Banepa", "gdal")
+    QgsProject.instance().addMapLayer(layer)
+    canvas = qgis_iface.mapCanvas()
+    canvas.setDestinationCrs(layer.crs())
+    canvas.setExtent(layer.extent())
+    made.panel.show()
+    yield made
+    made.unload()
+    QgsProject.instance().clear()
+
+
+@pytest.fixture
+def panel(plugin):
+    wait(lambda: plugin.panel.card() is not None)
+    return plugin.panel
+
+
+def finish(panel) -> str:
+    wait(lambda: not panel.runs.is_running())
+    return panel.form.status.text()
+
+
+def given(fake_engine, command: str) -> list[str]:
+    return [entry["argv"] for entry in fake_engine.log if entry.get("argv", [""])[0] == command][-1]
+
+
+def test_the_card_is_read_beside_the_window_once_and_judged(plugin, fake_engine):
+    panel = plugin.panel
+    wait(lambda: panel.card() is not None)
+    text = panel.form.card.toPlainText()
+    assert "roofs <1>" in text
+    assert "Pixels of 0.5 m" in text
+    assert "CC0" in text
+    panel._refresh()
+    assert len([entry for entry in fake_engine.log if entry.get("argv", [""])[0] == "info"]) == 1
+
+
+def test_a_scene_that_does_not_suit_is_told(panel, scene):
+    from osgeo import gdal
+
+    path = scene.with_name("grey.tif")
+    gdal.Translate(str(path), str(scene), bandList=[1], outputType=gdal.GDT_UInt16)
+    layer = QgsRasterLayer(str(path), "grey", "gdal")
+    QgsProject.instance().addMapLayer(layer)
+    panel.form.scene.setLayer(layer)
+    text = panel.form.card.toPlainText()
+    assert "the scene has 1" in text
+    assert "UInt16" in text
+
+
+def test_a_model_that_can_not_be_read_is_told_in_the_engines_words(panel, fake_engine, tmp_path):
+    fake_engine.mode("error")
+    broken = tmp_path / "broken.onnx"
+    broken.touch()
+    panel.form.model.setFilePath(str(broken))
+    wait(lambda: "No model of this name" in panel.form.card.toPlainText())
+
+
+def test_without_an_engine_the_way_to_one_is_shown(panel, monkeypatch):
+    assert not panel.form.engine_row.isVisibleTo(panel)
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", "/no/such/engine")
+    panel._refresh()
+    assert panel.form.engine_row.isVisibleTo(panel)
+    assert not panel.form.preview.isEnabled()
+    assert "/no/such/engine" in panel.form.engine_text.toolTip()
+
+
+def test_a_preview_is_of_what_the_map_shows_and_takes_the_place_of_the_last(
+    panel, fake_engine, qgis_iface, monkeypatch
+):
+    for _ in range(2):
+        panel.form.preview.click()
+        assert panel.runs.is_running()
+        assert not panel.form.preview.isEnabled()
+        assert panel.form.cancel.isVisibleTo(panel)
+        assert finish(panel) == "Done."
+    names = [layer.name() for layer in QgsProject.instance().mapLayers().values()]
+    assert sorted(names) == ["Banepa", "Preview of Banepa"]
+    assert QgsProject.instance().mapLayersByName("Preview of Banepa")[0].opacity() < 1
+    assert "predict" in panel.form.log.toPlainText()
+
+
+def test_running_on_all_takes_the_preview_and_its_empty_group_away(panel, fake_engine, tmp_path):
+    panel.form.preview.click()
+    assert finish(panel) == "Done."
+    model = tmp_path / "other.onnx"
+    model.touch()
+    panel.form.model.setFilePath(str(model))
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+    root = QgsProject.instance().layerTreeRoot()
+    assert [child.name() for child in root.children()] == ["Banepa, other", "Banepa"]
+
+
+def test_of_much_the_middle_is_previewed(panel, qgis_iface, monkeypatch):
+    from cegate_geo_qgis import panel as module
+
+    monkeypatch.setattr(module, "PREVIEW_PX", 16)
+    extent = panel.seen_extent(panel.scene(), limit_px=16)
+    assert (extent.width(), extent.height()) == (8, 8)
+    assert extent.center() == panel.scene().extent().center()
+    qgis_iface.mapCanvas().setExtent(QgsRectangle(0, 0, 10, 10))
+    panel.form.preview.click()
+    assert "does not show the scene" in panel.form.status.text()
+
+
+def test_a_map_in_another_crs_shows_the_same(panel, qgis_iface):
+    before = panel.seen_extent(panel.scene())
+    canvas = qgis_iface.mapCanvas()
+    canvas.setDestinationCrs(QgsCoordinateReferenceSystem("EPSG:3857"))
+    canvas.setExtent(QgsRectangle(9470000, 3130000, 9490000, 3150000))
+    assert panel.seen_extent(panel.scene()) is None or before.contains(panel.seen_extent(panel.scene()))
+
+
+def test_run_on_all_saves_and_loads_class_map_and_polygons(panel, fake_engine, scene, tmp_path):
+    panel.form.target.setFilePath(str(tmp_path / "all.tif"))
+    panel.form.polygons.setChecked(True)
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+    assert given(fake_engine, "predict")[1] == str(scene)
+    assert (tmp_path / "all.tif").is_file()
+    assert (tmp_path / "all.gpkg").is_file()
+    root = QgsProject.instance().layerTreeRoot()
+    assert [child.name() for child in root.children()] == ["Banepa, buildings-drone-15cm", "Banepa"]
+
+
+def test_cancelling_is_told_and_leaves_nothing(panel, fake_engine, tmp_path):
+    fake_engine.mode("long")
+    panel.form.target.setFilePath(str(tmp_path / "all.tif"))
+    panel.form.run_all.click()
+    wait(lambda: panel.form.bar.value() > 10)
+    panel.form.cancel.click()
+    assert "Cancel" in finish(panel)
+    assert panel.form.preview.isEnabled()
+    wait(lambda: not fake_engine.is_alive())
+    assert not (tmp_path / "all.tif").exists()
+
+
+def test_a_failure_is_told_in_the_engines_words(panel, fake_engine):
+    fake_engine.mode("error")
+    panel.form.run_all.click()
+    assert "The model has 4 bands, the scene 3." in finish(panel)
+    assert "color" in panel.form.status.styleSheet()
+
+
+def test_the_window_is_never_blocked(panel, fake_engine):
+    fake_engine.mode("steady")
+    panel.form.run_all.click()
+    stalls, last = [], time.monotonic()
+    while panel.runs.is_running():
+        QCoreApplication.processEvents()
+        time.sleep(0.002)
+        stalls.append(time.monotonic() - last)
+        last = time.monotonic()
+    assert len(stalls) > 20
+    print(f"longest stall {max(stalls):.3f} s")
+
+
+def make_labels(panel, path: str = "") -> QgsVectorLayer:
+    panel.make_labels(CLASSES, path)
+    return panel.label_layer()
+
+
+@pytest.mark.parametrize("name", ["", "mes étiquettes.gpkg"])
+def test_labels_are_drawn_by_class_without_a_form(panel, qgis_iface, tmp_path, name):
+    layer = make_labels(panel, str(tmp_path / name) if name else "")
+    assert layer.providerType() == ("ogr" if name else "memory")
+    assert layer.crs() == panel.scene().crs()
+    assert isinstance(layer.renderer(), QgsCategorizedSymbolRenderer)
+    assert [c.symbol().color().name() for c in layer.renderer().categories()] == ["#e4e4de", "#d64541"]
+    setup = layer.editorWidgetSetup(layer.fields().lookupField("class"))
+    assert setup.type() == "ValueMap"
+    assert [panel.form.label_class.itemText(n) for n in range(2)] == CLASSES
+    panel.form.label_class.setCurrentIndex(1)
+    panel.form.draw.click()
+    assert layer.isEditable()
+    index = layer.fields().lookupField("class")
+    assert layer.defaultValueDefinition(index).expression() == "'building'"
+    assert layer.editFormConfig().suppress() == 1
+    layer.rollBack()
+
+
+def test_a_label_file_that_can_not_be_made_is_told(panel):
+    panel.make_labels(CLASSES, "/no/such/folder/labels.gpkg")
+    assert "could not be made" in panel.form.status.text()
+    assert panel.label_layer() is None
+
+
+def test_the_dialog_for_labels_wants_two_classes(panel):
+    from cegate_geo_qgis.new_labels_dialog import NewLabelsDialog
+    from qgis.PyQt.QtWidgets import QDialogButtonBox
+
+    dialog = NewLabelsDialog(CLASSES, "/x/labels")
+    ok = dialog.buttons.button(QDialogButtonBox.StandardButton.Ok)
+    assert (dialog.classes(), dialog.path(), ok.isEnabled()) == (CLASSES, "/x/labels.gpkg", True)
+    dialog.names.setPlainText(" tree \n\ntree\n")
+    assert (dialog.classes(), ok.isEnabled()) == (["tree"], False)
+
+
+def draw_two(layer) -> None:
+    layer.startEditing()
+    for n, name in enumerate(CLASSES):
+        feature = QgsFeature(layer.fields())
+        x = 300000 + 5 * n
+        feature.setGeometry(QgsGeometry.fromRect(QgsRectangle(x, 2999980, x + 4, 2999984)))
+        feature.setAttribute("class", name)
+        assert layer.addFeature(feature)
+
+
+def test_adapting_from_drawn_polygons_gives_the_model_to_look_with(panel, fake_engine, tmp_path):
+    draw_two(make_labels(panel, str(tmp_path / "labels.gpkg")))
+    panel.form.steps.setValue(7)
+    panel.form.adapt.click()
+    assert "The model has learned. Mean IoU on the parts held out: 0.500. Look again" in finish(panel)
+    run = tmp_path / "run_1"
+    assert panel.model() == str(run / "model.onnx")
+    assert "steps = 7" in (run / "adapt.toml").read_text()
+    assert panel.label_layer().isEditable()  # unsaved edits stay the user's
+    panel.form.adapt.click()
+    assert "learned" in finish(panel)
+    assert panel.model() == str(tmp_path / "run_2" / "model.onnx")
+    panel.label_layer().rollBack()
+
+
+def test_what_can_not_be_adapted_is_told(panel, tmp_path):
+    make_labels(panel)
+    panel.form.folder.setFilePath(str(tmp_path / "run"))
+    panel.form.adapt.click()
+    assert "hold no class" in finish(panel)
+
+
+def test_a_project_that_is_closed_meanwhile_gets_no_layers(panel, fake_engine, tmp_path):
+    fake_engine.mode("steady")
+    panel.form.target.setFilePath(str(tmp_path / "all.tif"))
+    panel.form.run_all.click()
+    wait(lambda: panel.form.bar.value() > 10)
+    QgsProject.instance().clear()
+    assert str(tmp_path / "all.tif") in finish(panel)
+    assert QgsProject.instance().mapLayers() == {}
+    assert (tmp_path / "all.tif").is_file()
+
+
+def test_unloading_in_the_middle_of_a_run_ends_the_engine(plugin, fake_engine, tmp_path):
+    wait(lambda: plugin.panel.card() is not None)
+    fake_engine.mode("long")
+    plugin.panel.form.target.setFilePath(str(tmp_path / "all.tif"))
+    plugin.panel.form.run_all.click()
+    wait(lambda: plugin.panel.form.bar.value() > 10)
+    plugin.unload()
+    assert plugin.panel is None
+    pid = [entry["pid"] for entry in fake_engine.log if entry.get("argv", [""])[0] == "predict"][-1]
+    wait(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 5)
+    assert not (tmp_path / "all.tif").exists()
+    for _ in range(20):
+        QCoreApplication.processEvents()
+    assert QgsApplication.processingRegistry().providerById("cegate_geo") is None
+
+
+def test_two_runs_at_once_are_refused_in_the_panel(panel, fake_engine):
+    fake_engine.mode("steady")
+    panel.form.run_all.click()
+    assert panel.runs.start("cegate_geo:segment_raster", {}, print) == "Something is running already."
+    assert finish(panel) == "Done."
+
+
+def test_the_panel_has_a_picture(panel, pictures):
+    panel.resize(420, 900)
+    for _ in range(10):
+        QCoreApplication.processEvents()
+    assert panel.grab().save(str(pictures / "panel.png"))
