@@ -7,6 +7,7 @@ import warnings
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cegate_geo.errors import CegateWarning, InputError
 from cegate_geo.infer.atomic import check_outputs, job_folder
@@ -84,7 +85,11 @@ def _targets(job: StoredJob, options: MergeOptions) -> Targets:
         for name in ("output", "vector", "confidence", "probabilities")
         if (value := getattr(options, name)) is not None
     }
-    said = {"classes": options.vector_classes, "min_area_m2": options.min_area_m2, "simplify_m": options.simplify_m}
+    said: dict[str, Any] = {
+        "classes": options.vector_classes,
+        "min_area_m2": options.min_area_m2,
+        "simplify_m": options.simplify_m,
+    }
     polygons = replace(job.targets.polygons, **{name: value for name, value in said.items() if value is not None})
     targets = replace(job.targets, polygons=polygons, **given)
     for raster in targets.rasters.values():
