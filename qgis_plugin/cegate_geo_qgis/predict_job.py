@@ -40,6 +40,9 @@ class PredictJob:
     nodata: str = ""
     """One number, or one a band: '255' or '255,255,255'."""
     min_area_m2: Optional[float] = None
+    simplify_m: Optional[float] = None
+    vector_classes: str = ""
+    """Names or ids with commas between; empty for all."""
     provider: str = "auto"
     stitch: str = "blend"
     gsd: str = "source"
@@ -62,6 +65,8 @@ class PredictJob:
             ("--bands", ",".join(str(band) for band in self.bands)),
             ("--nodata", self.nodata),
             ("--min-area", None if self.min_area_m2 is None else f"{self.min_area_m2:g}"),
+            ("--simplify", None if self.simplify_m is None else f"{self.simplify_m:g}"),
+            ("--vector-classes", self.vector_classes),
             ("--provider", "" if self.provider == "auto" else self.provider),
             ("--stitch", "" if self.stitch == "blend" else self.stitch),
             ("--gsd", "" if self.gsd == "source" else self.gsd),

@@ -122,8 +122,17 @@ def _advanced() -> list[tuple[Definition, str]]:
             "What the engine's buffers may take. Empty: 512 MB.",
         ),
         (
-            _number("MIN_AREA", "Smallest polygon [m²]", lowest=0, whole=False),
-            "Smaller polygons are left out. Only where polygons are written.",
+            _number("MIN_AREA", "Merge polygons smaller than [m²]", lowest=0, whole=False),
+            "Smaller ones go to the neighbour with the longest shared edge. Only polygons; the class map stays as it is.",
+        ),
+        (
+            _number("SIMPLIFY", "Simplify polygons by [m]", lowest=0, whole=False),
+            "How far outlines may move to have fewer points. Neighbours still share their edges. Metres; pixels where "
+            "the scene does not say how large they are.",
+        ),
+        (
+            QgsProcessingParameterString("VECTOR_CLASSES", "Classes of the polygons", "", False, True),
+            "Names or ids with commas between, for example: building. Empty: all.",
         ),
         (
             QgsProcessingParameterBoolean("FORCE", "Run even if the pixel size is far from the model's", False),
@@ -317,7 +326,10 @@ class SegmentRaster(EngineAlgorithm):
             return self.parameterAsOutputLayer(parameters, name, context) if parameters.get(name) else ""
 
         vector = place("VECTOR")
-        smallest = self.parameterAsDouble(parameters, "MIN_AREA", context) if parameters.get("MIN_AREA") else None
+
+        def metres(name: str) -> Optional[float]:
+            return self.parameterAsDouble(parameters, name, context) if vector and parameters.get(name) else None
+
         return PredictJob(
             scene=self._scene,
             output=place("OUTPUT"),
@@ -327,7 +339,9 @@ class SegmentRaster(EngineAlgorithm):
             aoi=self._aoi or self._written_aoi(parameters, context, feedback),
             bands=tuple(self.parameterAsInts(parameters, "BANDS", context)),
             nodata=self.parameterAsString(parameters, "NODATA", context).replace(" ", ""),
-            min_area_m2=smallest if vector else None,
+            min_area_m2=metres("MIN_AREA"),
+            simplify_m=metres("SIMPLIFY"),
+            vector_classes=self.parameterAsString(parameters, "VECTOR_CLASSES", context).strip() if vector else "",
             provider=self.parameterAsEnumString(parameters, "PROVIDER", context),
             stitch=self.parameterAsEnumString(parameters, "STITCH", context),
             gsd=self.parameterAsEnumString(parameters, "GSD", context),

@@ -105,7 +105,7 @@ def test_a_python_started_with_the_clean_environment_sees_only_its_own(tmp_path)
 FULL = PredictJob(
     scene="s.tif", output="m.tif", model="m.onnx", vector="v.gpkg", confidence="c.tif", aoi="a.gpkg|area",
     bands=(3, 2, 1), nodata="-1,0,0",
-    min_area_m2=2.5, provider="cpu", stitch="crop", gsd="model", resample="always", tile_size=256, halo=0,
+    min_area_m2=2.5, simplify_m=0.3, vector_classes="building", provider="cpu", stitch="crop", gsd="model", resample="always", tile_size=256, halo=0,
     batch_size=1, threads=2, max_memory_mb=512, overwrite=True, force=True,
 )  # fmt: skip
 
@@ -120,7 +120,7 @@ def test_every_option_is_one_that_the_engine_has():
 
     known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     used = {word.split("=")[0] for word in FULL.arguments() if word.startswith("--")} | {"--events"}
-    assert len(used) == 21
+    assert len(used) == 23
     assert used - known == set()
 
 

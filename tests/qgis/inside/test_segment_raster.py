@@ -113,10 +113,19 @@ def test_pixels_and_grid_are_the_scenes(fake_engine, scene, scene_values, tmp_pa
 def test_only_what_was_given_reaches_the_command_line(fake_engine, scene, tmp_path):
     feedback = Recorder()
     run(feedback, INPUT=str(scene), OUTPUT=str(tmp_path / "m.tif"))
-    words = ["predict", str(scene), "--output", str(tmp_path / "m.tif"), "--overwrite", "--events", "jsonl"]
+    words = [
+        "predict",
+        str(scene),
+        "--output",
+        str(tmp_path / "m.tif"),
+        "--no-resume",
+        "--overwrite",
+        "--events",
+        "jsonl",
+    ]
     assert fake_engine.argv == words
     assert len(feedback.commands) == 1
-    assert feedback.commands[0].endswith(f"predict '{scene}' --output {tmp_path}/m.tif --overwrite")
+    assert feedback.commands[0].endswith(f"predict '{scene}' --output {tmp_path}/m.tif --no-resume --overwrite")
 
 
 def test_each_parameter_reaches_the_engine(fake_engine, scene, tmp_path):
@@ -125,14 +134,15 @@ def test_each_parameter_reaches_the_engine(fake_engine, scene, tmp_path):
     run(
         INPUT=str(scene), MODEL=str(model), BANDS=[3, 2, 1], NODATA="-9999, 0,nan", PROVIDER="cpu", STITCH="crop",
         GSD="model", RESAMPLE="always", TILE_SIZE=256, HALO=0, BATCH_SIZE=2, THREADS=3, MAX_MEMORY=512, MIN_AREA=2.5,
-        FORCE=True, OVERWRITE=False,
+        SIMPLIFY=0.3, VECTOR_CLASSES="building", FORCE=True, OVERWRITE=False,
         OUTPUT=str(tmp_path / "m.tif"), VECTOR=str(tmp_path / "v.gpkg"), CONFIDENCE=str(tmp_path / "c.tif"),
     )  # fmt: skip
     assert fake_engine.argv[4:-2] == [
         f"--model={model}", f"--vector={tmp_path}/v.gpkg", f"--confidence={tmp_path}/c.tif", "--bands=3,2,1",
-        "--nodata=-9999,0,nan", "--min-area=2.5", "--provider=cpu", "--stitch=crop", "--gsd=model",
+        "--nodata=-9999,0,nan", "--min-area=2.5", "--simplify=0.3", "--vector-classes=building",
+        "--provider=cpu", "--stitch=crop", "--gsd=model",
         "--resample=always", "--tile-size=256", "--halo=0", "--batch-size=2", "--threads=3", "--max-memory=512M",
-        "--force",
+        "--no-resume", "--force",
     ]  # fmt: skip
 
 
