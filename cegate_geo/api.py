@@ -24,6 +24,8 @@ from cegate_geo.infer.onnx_header import read_header
 from cegate_geo.infer.pipeline import predict_scene
 from cegate_geo.infer.predictor import SessionOptions, load_predictor
 from cegate_geo.infer.progress import Monitor, Progress
+from cegate_geo.infer.providers import ProviderName
+from cegate_geo.infer.tta import TtaMode
 
 __all__ = [
     "ClassShare",
@@ -69,7 +71,8 @@ class PredictKeywords(ContractKeywords, total=False):
     halo: int | None
     stitch: Literal["blend", "crop"]
     batch_size: int | None
-    provider: Literal["auto", "cpu", "cuda"]
+    tta: TtaMode
+    provider: ProviderName
     require_gpu: bool
     threads: int
     max_memory_mb: int

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cegate_geo.cli.events import EventStream, ProgressEvents, progress_bar, watch_cancel
+from cegate_geo.infer.providers import PROVIDER_NAMES
 
 UNITS_MB = {"": 1.0, "M": 1.0, "MB": 1.0, "G": 1024.0, "GB": 1024.0}
 
@@ -115,10 +116,21 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--batch-size", metavar="auto|N", default="auto", show_default=True, help="Tiles in a session call.")
 @click.option(
-    "--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="What computes."
+    "--tta",
+    type=click.Choice(["none", "flips", "d4"]),
+    default="none",
+    show_default=True,
+    help="Mean over 4 or 8 views of each tile, at 4 or 8 times the cost.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDER_NAMES),
+    default="auto",
+    show_default=True,
+    help="What computes. auto: the best that agrees with the CPU on a tile of the scene.",
 )
 @click.option("--require-gpu", is_flag=True, help="Fail rather than run on the CPU.")
-@click.option("--threads", type=int, default=0, metavar="N", help="Session threads. Default: all cores.")
+@click.option("--threads", type=int, default=0, metavar="N", help="Session threads. Default: all usable cores.")
 @click.option(
     "--max-memory",
     "max_memory_mb",
@@ -174,6 +186,8 @@ def _summary(result: Any) -> str:
     lines = [
         f"{result.output}  ({run} tiles, {result.skipped_tiles} skipped, {result.seconds:.1f} s, {result.provider})"
     ]
+    if result.provider != "cpu" or result.provider_reason not in ("as asked", "the best that is here"):
+        lines.append(f"{result.provider}: {result.provider_reason}")
     if result.resampled is not None:
         size = result.resampled
         lines.append(

@@ -44,7 +44,6 @@ from cegate_geo.infer.writer import (
     probability_raster,
 )
 
-GPU_BATCH = 8
 SIDECARS = (".aux.xml", ".ovr", ".msk")
 
 
@@ -89,7 +88,7 @@ def predict_scene(
     check_outputs(wanted, inputs=local, overwrite=options.overwrite)
     predictor = load_predictor(
         model,
-        SessionOptions(provider=options.provider, require_gpu=options.require_gpu, threads=options.threads),
+        session_options(options),
         stated=options.stated,
         tile_size=options.tile_size,
     )
@@ -123,7 +122,8 @@ def predict_scene(
         tiles=run.tiles,
         skipped_tiles=skipped,
         seconds=round(time.monotonic() - started, 3),
-        provider=predictor.provider,
+        provider=run.predictor.provider,
+        provider_reason=run.predictor.reason,
         model=str(model),
         model_sha256=sha256,
         resampled=run.view.describe(),
@@ -131,6 +131,13 @@ def predict_scene(
         confidence=options.confidence,
         probabilities=options.probabilities,
         polygons=polygons,
+    )
+
+
+def session_options(options: PredictOptions) -> SessionOptions:
+    """What of the options is the session's."""
+    return SessionOptions(
+        provider=options.provider, require_gpu=options.require_gpu, threads=options.threads, tta=options.tta
     )
 
 
@@ -157,7 +164,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
 
         area = read_area(options.aoi, view.georeference, invert=options.invert_aoi)
         view, region = replace(view, asked=area), area.bounds or region
-    batch_size = predictor.batch or options.batch_size or (1 if predictor.provider == "cpu" else GPU_BATCH)
+    batch_size = predictor.batch or options.batch_size or predictor.default_batch
     needs = budget.estimate(
         plan,
         view,
@@ -187,11 +194,19 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
 
 
 def decide(run: Run) -> Run:
-    """The run of a model that does not say what it gives, once a tile of the scene has shown it."""
-    if run.predictor.manifest.output != "undecided":
+    """The run once a tile of the scene has shown what the model gives, and that its provider can be trusted."""
+    predictor = run.predictor
+    is_decided, is_proven = predictor.manifest.output != "undecided", predictor.is_proven
+    if is_decided and is_proven:
         return run
     tile = middle_tile(run.view, run.plan, run.form)
-    return run if tile is None else replace(run, predictor=run.predictor.decided(tile))
+    if tile is None:
+        return run
+    if not is_decided:
+        predictor = predictor.decided(tile)
+    predictor = predictor.proven(tile)
+    batch_size = predictor.batch or run.options.batch_size or predictor.default_batch
+    return replace(run, predictor=predictor, form=replace(run.form, batch_size=min(run.form.batch_size, batch_size)))
 
 
 def _predict_shards(run: Run, job: JobFolder, tally: Tally, monitor: Monitor, *, tags: dict[str, str]) -> int:
@@ -318,6 +333,8 @@ def _tags(run: Run, sha256: str) -> dict[str, str]:
         "tile": list(run.plan.tile_shape),
         "halo": manifest.halo if options.halo is None else options.halo,
         "stitch": options.stitch,
+        **({} if options.tta == "none" else {"tta": options.tta}),
+        "computed": run.predictor.way.label,
         "bands": list(run.scene.bands),
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,
