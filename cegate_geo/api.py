@@ -1,4 +1,4 @@
-"""The small stable Python surface: `predict` and `describe_model`.
+"""The small stable Python surface: `predict`, `check` and `describe_model`.
 
 Example:
     >>> from cegate_geo.api import predict
@@ -25,15 +25,18 @@ from cegate_geo.infer.pipeline import predict_scene
 from cegate_geo.infer.predictor import SessionOptions, load_predictor
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.providers import ProviderName
+from cegate_geo.infer.selftest import CheckReport, check_scene
 from cegate_geo.infer.tta import TtaMode
 
 __all__ = [
+    "CheckReport",
     "ClassShare",
     "ContractKeywords",
     "ModelInfo",
     "PredictKeywords",
     "PredictResult",
     "Progress",
+    "check",
     "default_model_path",
     "describe_model",
     "predict",
@@ -120,6 +123,33 @@ def predict(
         )
     settings = PredictOptions(**_as_options(dict(options)))
     return predict_scene(str(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
+
+
+def check(
+    scene: str | Path,
+    *,
+    model: str | Path | None = None,
+    cancel: Callable[[], bool] | None = None,
+    **options: Unpack[PredictKeywords],
+) -> CheckReport:
+    """Test whether a model, a scene and this machine suit each other, on six tiles of the scene at most.
+
+    Args:
+        scene: As in `predict`.
+        model: As in `predict`.
+        cancel: As in `predict`.
+        **options: As in `predict`; those that name outputs are not used.
+
+    Returns:
+        A verdict for each test, with what was measured, the limit, and what to do.
+
+    Raises:
+        RasterError: If the scene can't be opened.
+        ModelError: If the model can't be used at all.
+    """
+    path = resolve_model(model) if model is not None else default_model_path()
+    settings = PredictOptions(**_as_options(dict(options)))
+    return check_scene(str(scene), model=path, options=settings, monitor=Monitor(None, cancel))
 
 
 def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:

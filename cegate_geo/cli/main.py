@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("cegate_geo.cli.evaluate", "Compare a mask or a model with labels."),
     "pretrain": ("cegate_geo.cli.pretrain", "Pre-train a small ViT on unlabelled rasters."),
     "info": ("cegate_geo.cli.info", "Say what a model, a raster or a run is."),
+    "check": ("cegate_geo.cli.check", "Test a model on a part of a scene, with numbers to report."),
     "doctor": ("cegate_geo.cli.doctor", "Check this installation, and say how to mend it."),
     "demo": ("cegate_geo.cli.demo", "The whole way on regions made by code."),
 }

@@ -189,6 +189,23 @@ class Scene:
         return self.georeference.shape
 
     @property
+    def flag(self) -> str:
+        """How it says what is data, in some words."""
+        if self._given:
+            return f"nodata {', '.join(f'{value:g}' for value in self._given)} as stated"
+        if self._flagged:
+            known = sorted({f"{value:g}" for value in self._flagged if value is not None})
+            return f"nodata value {', '.join(known)}"
+        if self._alpha:
+            return f"alpha in band {self._alpha}"
+        return "a mask" if self._mask_band else "no flag: all is data"
+
+    @property
+    def tolerance(self) -> float:
+        """How far its compression may have moved the value of an even area, in grey levels."""
+        return LOSSY_TOLERANCE if self._lossy else 0.0
+
+    @property
     def files(self) -> list[Path]:
         """The files that it is made of, as far as they are local: itself, side files, the sources of a mosaic."""
         return [Path(name) for name in self._dataset.files if is_plain_path(name)]
