@@ -1,4 +1,4 @@
-"""The small stable Python surface: `predict`, `check` and `describe_model`.
+"""The small stable Python surface: `predict`, `plan`, `check` and `describe_model`.
 
 Example:
     >>> from cegate_geo.api import predict
@@ -18,6 +18,7 @@ from typing import Any, Literal, TypedDict, Unpack
 from cegate_geo.domain.contract import StatedContract, TensorForm
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ContractWarning
+from cegate_geo.infer.forecast import PredictPlan, forecast
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
 from cegate_geo.infer.models import default_model_path, resolve_model
 from cegate_geo.infer.onnx_header import read_header
@@ -34,11 +35,13 @@ __all__ = [
     "ContractKeywords",
     "ModelInfo",
     "PredictKeywords",
+    "PredictPlan",
     "PredictResult",
     "Progress",
     "check",
     "default_model_path",
     "describe_model",
+    "plan",
     "predict",
 ]
 
@@ -113,16 +116,26 @@ def predict(
         CancelledError: If `cancel` said so.
         CegateError: If anything else failed; no output is left behind.
     """
-    path = resolve_model(model) if model is not None else default_model_path()
-    if model is None:
-        warnings.warn(
-            f"No model was named: the shipped demo model {path.stem} is used. It suits what its card says and little "
-            "else.",
-            ContractWarning,
-            stacklevel=2,
-        )
-    settings = PredictOptions(**_as_options(dict(options)))
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
     return predict_scene(str(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
+
+
+def plan(
+    scene: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    cancel: Callable[[], bool] | None = None,
+    **options: Unpack[PredictKeywords],
+) -> PredictPlan:
+    """Say what `predict` would do with the same arguments: grids, tiles, memory, time and outputs. Writes nothing.
+
+    Raises:
+        InputError: As `predict` before its first tile.
+        ModelError: As `predict`.
+    """
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    return forecast(str(scene), Path(output), model=path, options=settings, monitor=Monitor(None, cancel))
 
 
 def check(
@@ -147,9 +160,21 @@ def check(
         RasterError: If the scene can't be opened.
         ModelError: If the model can't be used at all.
     """
-    path = resolve_model(model) if model is not None else default_model_path()
-    settings = PredictOptions(**_as_options(dict(options)))
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
     return check_scene(str(scene), model=path, options=settings, monitor=Monitor(None, cancel))
+
+
+def _model_path(model: str | Path | None) -> Path:
+    """The file of a model; the shipped one, with a warning, where none is named."""
+    if model is not None:
+        return resolve_model(model)
+    path = default_model_path()
+    warnings.warn(
+        f"No model was named: the shipped demo model {path.stem} is used. It suits what its card says and little else.",
+        ContractWarning,
+        stacklevel=3,
+    )
+    return path
 
 
 def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:

@@ -141,11 +141,20 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, taken and written; write nothing.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
 @contract_options
 @click.pass_obj
 def command(
-    state: dict[str, Any], /, scene: str, output: Path, *, batch_size: str, events: str | None, **given: Any
+    state: dict[str, Any],
+    /,
+    scene: str,
+    output: Path,
+    *,
+    batch_size: str,
+    events: str | None,
+    dry_run: bool,
+    **given: Any,
 ) -> None:
     """Predict SCENE, any raster that GDAL opens, into a class mask on the same grid.
 
@@ -160,7 +169,7 @@ def command(
     and probabilities go back to the scene's pixels before a class is chosen. More than 8 times outside it is refused
     without --force; pixels that much coarser are then used as they are, unless --resample always.
     """
-    from cegate_geo.api import predict
+    from cegate_geo.api import plan, predict
 
     stream: EventStream | None = state.get("events") if events else None
     if batch_size != "auto" and not batch_size.isdecimal():
@@ -169,8 +178,14 @@ def command(
     with watch_cancel(stream) as cancel:
         if stream is not None:
             stream.hello("predict")
+            if dry_run:
+                stream.send("result", **plan(scene, output, cancel=cancel, **options).to_json())
+                return
             result = predict(scene, output, progress=ProgressEvents(stream), cancel=cancel, **options)
             stream.send("result", **result.to_json())
+            return
+        if dry_run:
+            click.echo(_plan_summary(plan(scene, output, cancel=cancel, **options)))
             return
         show, close = progress_bar("tile")
         try:
@@ -178,6 +193,35 @@ def command(
         finally:
             close()
     click.echo(_summary(result))
+
+
+def _plan_summary(plan: Any) -> str:
+    """A plan for people."""
+    grid, size = plan.grid, plan.tile_shape
+    ground = "unknown" if plan.ground is None else f"{plan.ground['x_m']:.3g} x {plan.ground['y_m']:.3g} m"
+    made_for = "" if plan.model_gsd_m is None else ", the model is for {:.3g} to {:.3g} m".format(*plan.model_gsd_m)
+    seen, how = plan.resampled, f"{plan.provider} ({plan.provider_reason}), {plan.batch_size} tiles at a time"
+    lines = [
+        f"grid      {grid['width']:,} x {grid['height']:,} px, {grid['crs'] or 'no CRS'}",
+        f"pixels    {ground}{made_for}",
+        *([] if seen is None else [f"resampled to {seen['width']:,} x {seen['height']:,} px for the model"]),
+        f"tiles     {plan.tiles:,} of {size[1]} x {size[0]} px, {plan.skipped_tiles:,} of them outside the area; empty "
+        "ones are skipped on the way",
+        f"shards    {plan.shards}, up to {plan.shard_width:,} px wide",
+        f"memory    about {plan.memory_mb:,} MB of {plan.max_memory_mb:,} MB",
+        f"time      {_duration(plan.seconds)}, with {how}",
+        *(f"would write {path}" for path in plan.outputs),
+    ]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float | None) -> str:
+    """Seconds for people."""
+    if seconds is None:
+        return "unknown: no tile with data was found"
+    if seconds < 100:
+        return f"about {seconds:.3g} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 100 * 60 else f"about {seconds / 3600:.1f} h"
 
 
 def _summary(result: Any) -> str:
