@@ -20,6 +20,7 @@ from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ContractWarning
 from cegate_geo.infer.forecast import PredictPlan, forecast
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
+from cegate_geo.infer.many import SceneFailure, SceneJob, ScenesResult, predict_scenes
 from cegate_geo.infer.models import default_model_path, resolve_model
 from cegate_geo.infer.onnx_header import read_header
 from cegate_geo.infer.pipeline import predict_scene
@@ -38,11 +39,15 @@ __all__ = [
     "PredictPlan",
     "PredictResult",
     "Progress",
+    "SceneFailure",
+    "SceneJob",
+    "ScenesResult",
     "check",
     "default_model_path",
     "describe_model",
     "plan",
     "predict",
+    "predict_many",
 ]
 
 
@@ -118,6 +123,48 @@ def predict(
     """
     path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
     return predict_scene(str(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
+
+
+def predict_many(
+    scenes: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    model: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+    on_start: Callable[[SceneJob], None] = lambda _: None,
+    on_result: Callable[[PredictResult], None] = lambda _: None,
+    on_failure: Callable[[SceneFailure], None] = lambda _: None,
+    **options: Unpack[PredictKeywords],
+) -> ScenesResult:
+    """Predict several scenes with one model, each into `folder`/STEM_mask.tif.
+
+    A scene that fails does not lose the others: look at `failures`, or call `raise_failures`.
+
+    Args:
+        scenes: Rasters, as in `predict`; their names have to differ.
+        folder: Made if it is missing.
+        model: As in `predict`; loaded once.
+        progress: As in `predict`, with the fraction of all scenes; tiles are those of the current one.
+        cancel: As in `predict`; what is complete by then stays.
+        on_start: Called with each scene and its outputs before it is predicted.
+        on_result: Called with each result.
+        on_failure: Called with each scene that failed.
+        **options: As in `predict`; `vector`, `confidence` and `probabilities` are names without folder, which are put
+            behind each scene's: "houses.gpkg" gives STEM_houses.gpkg.
+    """
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    return predict_scenes(
+        [str(scene) for scene in scenes],
+        Path(folder),
+        model=path,
+        options=settings,
+        progress=progress,
+        cancel=cancel,
+        on_start=on_start,
+        on_result=on_result,
+        on_failure=on_failure,
+    )
 
 
 def plan(

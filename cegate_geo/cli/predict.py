@@ -84,8 +84,14 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("predict", short_help="Predict a scene into a georeferenced mask.")
-@click.argument("scene")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Mask to write, a .tif.")
+@click.argument("scenes", metavar="SCENE...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Mask to write, a .tif; of several scenes a folder.",
+)
 @click.option("-m", "--model", metavar="FILE|NAME", help="ONNX file, .emd or STAC MLM item, or a shipped model's name.")
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write: .gpkg or .fgb.")
 @click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Leave out smaller polygons.")
@@ -148,7 +154,7 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def command(
     state: dict[str, Any],
     /,
-    scene: str,
+    scenes: tuple[str, ...],
     output: Path,
     *,
     batch_size: str,
@@ -160,6 +166,9 @@ def command(
 
     The mask is a cloud-optimised GeoTIFF with class colours and names. It appears when it is complete or not at all.
 
+    Of several scenes each becomes STEM_mask.tif in the folder OUTPUT; --vector, --confidence and --probabilities are
+    then names that are put behind each scene's. One that fails does not lose the others.
+
     Without --model the shipped demo model runs. Models exported by cegate-geo carry their contract. Those of Deepness,
     GeoDeep, geoai and ArcGIS (.emd, ONNX only) and STAC MLM items run by theirs; cegate-geo info shows it. The options
     from --classes on state what a file does not say, and go before what it says: a bare ONNX file needs --classes and
@@ -169,8 +178,6 @@ def command(
     and probabilities go back to the scene's pixels before a class is chosen. More than 8 times outside it is refused
     without --force; pixels that much coarser are then used as they are, unless --resample always.
     """
-    from cegate_geo.api import plan, predict
-
     stream: EventStream | None = state.get("events") if events else None
     if batch_size != "auto" and not batch_size.isdecimal():
         raise click.BadParameter("Write a number, or auto.", param_hint="--batch-size")
@@ -178,21 +185,82 @@ def command(
     with watch_cancel(stream) as cancel:
         if stream is not None:
             stream.hello("predict")
-            if dry_run:
-                stream.send("result", **plan(scene, output, cancel=cancel, **options).to_json())
-                return
-            result = predict(scene, output, progress=ProgressEvents(stream), cancel=cancel, **options)
-            stream.send("result", **result.to_json())
-            return
-        if dry_run:
-            click.echo(_plan_summary(plan(scene, output, cancel=cancel, **options)))
-            return
-        show, close = progress_bar("tile")
-        try:
-            result = predict(scene, output, progress=show, cancel=cancel, **options)
-        finally:
-            close()
+        run = _dry_run if dry_run else _predict_one if len(scenes) == 1 else _predict_many
+        run(scenes, output, stream, cancel, options)
+
+
+Cancel = Callable[[], bool]
+
+
+def _predict_one(
+    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+) -> None:
+    from cegate_geo.api import predict
+
+    if stream is not None:
+        result = predict(scenes[0], output, progress=ProgressEvents(stream), cancel=cancel, **options)
+        stream.send("result", **result.to_json())
+        return
+    show, close = progress_bar("tile")
+    try:
+        result = predict(scenes[0], output, progress=show, cancel=cancel, **options)
+    finally:
+        close()
     click.echo(_summary(result))
+
+
+def _predict_many(
+    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+) -> None:
+    """A result for each scene, and an error at the end that names those that failed."""
+    from cegate_geo.api import predict_many
+
+    if stream is not None:
+        done = predict_many(
+            scenes,
+            output,
+            progress=ProgressEvents(stream),
+            cancel=cancel,
+            on_start=lambda job: stream.send("scene", scene=job.scene, output=str(job.output)),
+            on_result=lambda result: stream.send("result", **result.to_json()),
+            on_failure=lambda failure: stream.send(
+                "failed", scene=failure.scene, code=failure.error.code, message=str(failure.error)
+            ),
+            **options,
+        )
+        failed = [failure.scene for failure in done.failures]
+        stream.send("summary", done=[str(result.output) for result in done.results], failed=failed)
+        done.raise_failures()
+        return
+    show, close = progress_bar("tile")
+    try:
+        done = predict_many(
+            scenes,
+            output,
+            progress=show,
+            cancel=cancel,
+            on_start=lambda job: click.echo(f"cegate-geo: {job.scene}", err=True),
+            on_result=lambda result: click.echo(_summary(result)),
+            on_failure=lambda failure: click.echo(f"cegate-geo: {failure.scene}: {failure.error}", err=True),
+            **options,
+        )
+    finally:
+        close()
+    done.raise_failures()
+
+
+def _dry_run(
+    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+) -> None:
+    from cegate_geo.api import plan
+
+    if len(scenes) > 1:
+        raise click.BadParameter("Plan one scene at a time.", param_hint="--dry-run")
+    planned = plan(scenes[0], output, cancel=cancel, **options)
+    if stream is not None:
+        stream.send("result", **planned.to_json())
+    else:
+        click.echo(_plan_summary(planned))
 
 
 def _plan_summary(plan: Any) -> str:

@@ -78,15 +78,21 @@ def gdal_settings(scene_path: str) -> Iterator[None]:
 
 
 def predict_scene(
-    scene_path: str, output: Path, *, model: Path, options: PredictOptions, monitor: Monitor
+    scene_path: str,
+    output: Path,
+    *,
+    model: Path,
+    options: PredictOptions,
+    monitor: Monitor,
+    predictor: Predictor | None = None,
 ) -> PredictResult:
-    """Predict one scene into one mask; see `cegate_geo.api.predict`."""
+    """Predict one scene into one mask; see `cegate_geo.api.predict`. `predictor` is the model, if it is loaded yet."""
     started = time.monotonic()
     rasters = [checked_output(p) for p in (output, options.confidence, options.probabilities) if p is not None]
     wanted = [*rasters, *side_files(output), *([options.vector] if options.vector is not None else [])]
     local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
     check_outputs(wanted, inputs=local, overwrite=options.overwrite)
-    predictor = load_predictor(
+    predictor = predictor or load_predictor(
         model,
         session_options(options),
         stated=options.stated,
