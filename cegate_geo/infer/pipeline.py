@@ -29,7 +29,8 @@ from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.qml import aux_xml, style_qml
-from cegate_geo.infer.reader import Scene, is_remote
+from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.remote import remote_settings
 from cegate_geo.infer.streams import Prefetch, Worker
 from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.tiles import TilePlan, column_shards
@@ -72,8 +73,8 @@ class Run:
 
 @contextmanager
 def gdal_settings(scene_path: str) -> Iterator[None]:
-    """GDAL as we need it: a small cache, and remote folders are not listed; side files are asked for by name there."""
-    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB, GDAL_DISABLE_READDIR_ON_OPEN=is_remote(scene_path)):
+    """GDAL as we need it: a small cache, and what remote scenes take."""
+    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB, **remote_settings(scene_path)):
         yield
 
 

@@ -25,6 +25,7 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, RasterError
 from cegate_geo.infer.bands import alpha_bands, check_values, palette_of, select_bands
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
+from cegate_geo.infer.remote import gdal_name, is_remote, remote_settings
 from cegate_geo.infer.validity import (
     HOLE_MARGIN,
     LOSSY,
@@ -70,10 +71,10 @@ def raster_errors(path: str) -> Iterator[None]:
         if is_plain_path(path) and not Path(path).exists():
             raise RasterError(f"There is no file {path}.", hint="Check the path.") from error
         lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
-        raise RasterError(
-            f"{path} can't be read: {lines[0].rstrip('.')}.",
-            hint="Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again.",
-        ) from error
+        hint = "Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again."
+        if is_remote(path):
+            hint = "Check the address, the network, and for object stores the rights (AWS_* and the like)."
+        raise RasterError(f"{path} can't be read: {lines[0].rstrip('.')}.", hint=hint) from error
 
 
 def compression_of(dataset: Any) -> str:
@@ -90,7 +91,7 @@ def is_lossy(dataset: Any) -> bool:
 
 def is_plain_path(name: str) -> bool:
     """Whether a name is a file's path, not one of GDAL's virtual names or a URL."""
-    return not name.startswith("/vsi") and ":" not in name.replace(":\\", "").replace(":/", "")
+    return not name.startswith("/vsi") and not is_remote(name) and ":" not in name.replace(":\\", "").replace(":/", "")
 
 
 class StripSource(Protocol):
@@ -106,13 +107,6 @@ class StripSource(Protocol):
 
     def read(self, window: Window) -> Strip:
         """Read a window."""
-
-
-def is_remote(name: str) -> bool:
-    """Whether GDAL fetches it over a network."""
-    return name.startswith(
-        ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsiwebhdfs")
-    ) or ("://" in name and not name.startswith(("file://", "zip://", "tar://", "gzip://")))
 
 
 class Scene:
@@ -135,13 +129,17 @@ class Scene:
         self, path: str, manifest: Manifest, *, bands: Sequence[str] = (), nodata: Sequence[float] | None = None
     ) -> None:
         self.path = path
-        with raster_errors(path), quiet_about_georeference():
-            self._dataset = rasterio.open(path)
+        with raster_errors(path), self._settings(), quiet_about_georeference():
+            self._dataset = rasterio.open(gdal_name(path))
         try:
             self._settle(manifest, bands, nodata)
         except BaseException:
             self._dataset.close()
             raise
+
+    def _settings(self) -> Any:
+        """GDAL's options for this scene: they hold for one thread, and others read than open it."""
+        return rasterio.Env(**remote_settings(self.path))
 
     def _settle(self, manifest: Manifest, bands: Sequence[str], nodata: Sequence[float] | None) -> None:
         dataset = self._dataset
@@ -225,7 +223,7 @@ class Scene:
             raise RasterError(f"{window} lies outside of {self.path}.")
         area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
-        with raster_errors(self.path):
+        with raster_errors(self.path), self._settings():
             values = self._dataset.read(indexes, window=area)
             mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
         valid = self._valid(values, mask)

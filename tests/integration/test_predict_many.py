@@ -70,7 +70,7 @@ def test_names_that_would_meet_are_refused_before_any_work(tmp_path: Path, scene
     (tmp_path / "more").mkdir()
     twin = toys.write_raster(tmp_path / "more" / "A.tif", toys.noise((20, 20)))
     with pytest.raises(InputError, match="would both become"):
-        predict_many([*scenes, twin], tmp_path / "out", model=model)
+        predict_many([twin, *scenes], tmp_path / "out", model=model)
     with pytest.raises(InputError, match="one file"):
         predict_many(scenes, tmp_path / "mask.tif", model=model)
     with pytest.raises(InputError, match="without folder"):
