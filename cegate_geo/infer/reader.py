@@ -129,17 +129,13 @@ class Scene:
         self, path: str, manifest: Manifest, *, bands: Sequence[str] = (), nodata: Sequence[float] | None = None
     ) -> None:
         self.path = path
-        with raster_errors(path), self._settings(), quiet_about_georeference():
+        with raster_errors(path), rasterio.Env(**remote_settings(path)), quiet_about_georeference():
             self._dataset = rasterio.open(gdal_name(path))
         try:
             self._settle(manifest, bands, nodata)
         except BaseException:
             self._dataset.close()
             raise
-
-    def _settings(self) -> Any:
-        """GDAL's options for this scene: they hold for one thread, and others read than open it."""
-        return rasterio.Env(**remote_settings(self.path))
 
     def _settle(self, manifest: Manifest, bands: Sequence[str], nodata: Sequence[float] | None) -> None:
         dataset = self._dataset
@@ -223,7 +219,7 @@ class Scene:
             raise RasterError(f"{window} lies outside of {self.path}.")
         area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
-        with raster_errors(self.path), self._settings():
+        with raster_errors(self.path):
             values = self._dataset.read(indexes, window=area)
             mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
         valid = self._valid(values, mask)
