@@ -103,7 +103,8 @@ def predict(
     """Predict the class of every pixel of a scene, of any size, into a georeferenced mask.
 
     Args:
-        scene: Raster that GDAL opens: a file, a VRT, a URL.
+        scene: Raster that GDAL opens (a file, a VRT, a URL, `s3://`), or a STAC item, whose assets are found by the
+            names of the model's bands.
         output: GeoTIFF to write. It appears when it is complete, or not at all.
         model: ONNX file, the name of a shipped model, or a file that names an ONNX file: an `.emd` of ArcGIS, a STAC
             item of the MLM extension. None for the shipped demo model. A file that carries no manifest of ours runs by

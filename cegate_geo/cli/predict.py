@@ -162,7 +162,9 @@ def command(
     dry_run: bool,
     **given: Any,
 ) -> None:
-    """Predict SCENE, any raster that GDAL opens, into a class mask on the same grid.
+    """Predict SCENE into a class mask on the same grid: any raster that GDAL opens, here or by http(s), s3, gs or az.
+
+    A STAC item (.json, .geojson) is a scene of those of its assets that the model's bands name, on the finest grid.
 
     The mask is a cloud-optimised GeoTIFF with class colours and names. It appears when it is complete or not at all.
 

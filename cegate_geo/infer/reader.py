@@ -18,6 +18,7 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.manifest import Manifest
@@ -26,6 +27,7 @@ from cegate_geo.errors import InputError, RasterError
 from cegate_geo.infer.bands import alpha_bands, check_values, palette_of, select_bands
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 from cegate_geo.infer.remote import gdal_name, is_remote, remote_settings
+from cegate_geo.infer.stac import is_item, open_item
 from cegate_geo.infer.validity import (
     HOLE_MARGIN,
     LOSSY,
@@ -115,7 +117,7 @@ class Scene:
     Not thread-safe: one thread reads at a time.
 
     Args:
-        path: Anything that GDAL opens.
+        path: Anything that GDAL opens, or a STAC item.
         manifest: Contract of the model that will see it.
         bands: The user's choice of bands; empty to go by the manifest's names.
         nodata: Values for holes that carry no flag, one for all bands or one for each.
@@ -128,13 +130,17 @@ class Scene:
     def __init__(
         self, path: str, manifest: Manifest, *, bands: Sequence[str] = (), nodata: Sequence[float] | None = None
     ) -> None:
-        self.path = path
-        with raster_errors(path), rasterio.Env(**remote_settings(path)), quiet_about_georeference():
-            self._dataset = rasterio.open(gdal_name(path))
+        self.path, self._settings, self._item = path, dict(remote_settings(path)), None
+        if is_item(path):
+            item = open_item(path, manifest, bands=bands)
+            self._settings = dict(item.settings)
+            self._item = MemoryFile(item.vrt.encode(), ext=".vrt")
+        with raster_errors(path), rasterio.Env(**self._settings), quiet_about_georeference():
+            self._dataset = rasterio.open(gdal_name(path)) if self._item is None else self._item.open()
         try:
             self._settle(manifest, bands, nodata)
         except BaseException:
-            self._dataset.close()
+            self.close()
             raise
 
     def _settle(self, manifest: Manifest, bands: Sequence[str], nodata: Sequence[float] | None) -> None:
@@ -207,6 +213,8 @@ class Scene:
     def close(self) -> None:
         """Close the file."""
         self._dataset.close()
+        if self._item is not None:
+            self._item.close()
 
     def read(self, window: Window) -> Strip:
         """Read a window that lies within the scene.
@@ -219,7 +227,8 @@ class Scene:
             raise RasterError(f"{window} lies outside of {self.path}.")
         area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
-        with raster_errors(self.path):
+        # GDAL's options hold for one thread, and an item's assets are opened when they are read.
+        with raster_errors(self.path), rasterio.Env(**self._settings):
             values = self._dataset.read(indexes, window=area)
             mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
         valid = self._valid(values, mask)
