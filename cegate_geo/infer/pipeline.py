@@ -106,6 +106,7 @@ def predict_scene(
     ):
         check_outputs(wanted, inputs=scene.files, overwrite=options.overwrite)
         run = decide(settle(scene, predictor, options))
+        predictor = run.predictor  # lets go of the session that it was compared with
         tally = Tally(predictor.manifest.legend, run.view.ground)
         sha256 = file_sha256(predictor.path)
         with job_folder(output, overwrite=options.overwrite) as job:

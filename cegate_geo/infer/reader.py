@@ -7,7 +7,7 @@ is decoded once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -135,13 +135,17 @@ class Scene:
             item = open_item(path, manifest, bands=bands)
             self._settings = dict(item.settings)
             self._item = MemoryFile(item.vrt.encode(), ext=".vrt")
-        with raster_errors(path), rasterio.Env(**self._settings), quiet_about_georeference():
+        with raster_errors(path), self._options(), quiet_about_georeference():
             self._dataset = rasterio.open(gdal_name(path)) if self._item is None else self._item.open()
         try:
             self._settle(manifest, bands, nodata)
         except BaseException:
             self.close()
             raise
+
+    def _options(self) -> AbstractContextManager[Any]:
+        """GDAL's options for what is remote: they hold for one thread, and assets of an item are opened when read."""
+        return rasterio.Env(**self._settings) if self._settings else nullcontext()
 
     def _settle(self, manifest: Manifest, bands: Sequence[str], nodata: Sequence[float] | None) -> None:
         dataset = self._dataset
@@ -227,8 +231,7 @@ class Scene:
             raise RasterError(f"{window} lies outside of {self.path}.")
         area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
-        # GDAL's options hold for one thread, and an item's assets are opened when they are read.
-        with raster_errors(self.path), rasterio.Env(**self._settings):
+        with raster_errors(self.path), self._options():
             values = self._dataset.read(indexes, window=area)
             mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
         valid = self._valid(values, mask)
