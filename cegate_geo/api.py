@@ -1,4 +1,4 @@
-"""The small stable Python surface: `predict`, `merge` and `describe_model`.
+"""The small stable Python surface: `predict`, `predict_many`, `merge`, `plan`, `check` and `describe_model`.
 
 Example:
     >>> from cegate_geo.api import predict
@@ -18,7 +18,9 @@ from typing import Any, Literal, TypedDict, Unpack
 from cegate_geo.domain.contract import StatedContract, TensorForm
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ContractWarning
+from cegate_geo.infer.forecast import PredictPlan, forecast
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
+from cegate_geo.infer.many import SceneFailure, SceneJob, ScenesResult, predict_scenes
 from cegate_geo.infer.merge import MergeOptions, merge_job
 from cegate_geo.infer.models import default_model_path, resolve_model
 from cegate_geo.infer.onnx_header import read_header
@@ -26,18 +28,29 @@ from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import predict_scene
 from cegate_geo.infer.predictor import SessionOptions, load_predictor
 from cegate_geo.infer.progress import Monitor, Progress
+from cegate_geo.infer.providers import ProviderName
+from cegate_geo.infer.selftest import CheckReport, check_scene
+from cegate_geo.infer.tta import TtaMode
 
 __all__ = [
+    "CheckReport",
     "ClassShare",
     "ContractKeywords",
     "ModelInfo",
     "PredictKeywords",
+    "PredictPlan",
     "PredictResult",
     "Progress",
+    "SceneFailure",
+    "SceneJob",
+    "ScenesResult",
+    "check",
     "default_model_path",
     "describe_model",
     "merge",
+    "plan",
     "predict",
+    "predict_many",
 ]
 
 
@@ -74,7 +87,8 @@ class PredictKeywords(ContractKeywords, total=False):
     halo: int | None
     stitch: Literal["blend", "crop"]
     batch_size: int | None
-    provider: Literal["auto", "cpu", "cuda"]
+    tta: TtaMode
+    provider: ProviderName
     require_gpu: bool
     threads: int
     max_memory_mb: int
@@ -102,7 +116,8 @@ def predict(
     into that folder only; `merge` joins them.
 
     Args:
-        scene: Raster that GDAL opens: a file, a VRT, a URL.
+        scene: Raster that GDAL opens (a file, a VRT, a URL, `s3://`), or a STAC item, whose assets are found by the
+            names of the model's bands.
         output: GeoTIFF to write. It appears when it is complete, or not at all.
         model: ONNX file, the name of a shipped model, or a file that names an ONNX file: an `.emd` of ArcGIS, a STAC
             item of the MLM extension. None for the shipped demo model. A file that carries no manifest of ours runs by
@@ -122,15 +137,7 @@ def predict(
         CancelledError: If `cancel` said so.
         CegateError: If anything else failed; no output is left behind, finished shards aside.
     """
-    path = resolve_model(model) if model is not None else default_model_path()
-    if model is None:
-        warnings.warn(
-            f"No model was named: the shipped demo model {path.stem} is used. It suits what its card says and little "
-            "else.",
-            ContractWarning,
-            stacklevel=2,
-        )
-    settings = PredictOptions(**_as_options(dict(options)))
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
     return predict_scene(str(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
 
 
@@ -194,6 +201,105 @@ def merge(
         overwrite=overwrite,
     )
     return merge_job(Path(job), options, monitor=Monitor(progress, cancel))
+
+
+def predict_many(
+    scenes: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    model: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
+    on_start: Callable[[SceneJob], None] = lambda _: None,
+    on_result: Callable[[PredictResult], None] = lambda _: None,
+    on_failure: Callable[[SceneFailure], None] = lambda _: None,
+    **options: Unpack[PredictKeywords],
+) -> ScenesResult:
+    """Predict several scenes with one model, each into `folder`/STEM_mask.tif.
+
+    A scene that fails does not lose the others: look at `failures`, or call `raise_failures`.
+
+    Args:
+        scenes: Rasters, as in `predict`; their names have to differ.
+        folder: Made if it is missing.
+        model: As in `predict`; loaded once.
+        progress: As in `predict`, with the fraction of all scenes; tiles are those of the current one.
+        cancel: As in `predict`; what is complete by then stays.
+        on_start: Called with each scene and its outputs before it is predicted.
+        on_result: Called with each result.
+        on_failure: Called with each scene that failed.
+        **options: As in `predict`; `vector`, `confidence` and `probabilities` are names without folder, which are put
+            behind each scene's: "houses.gpkg" gives STEM_houses.gpkg.
+    """
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    return predict_scenes(
+        [str(scene) for scene in scenes],
+        Path(folder),
+        model=path,
+        options=settings,
+        progress=progress,
+        cancel=cancel,
+        on_start=on_start,
+        on_result=on_result,
+        on_failure=on_failure,
+    )
+
+
+def plan(
+    scene: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    cancel: Callable[[], bool] | None = None,
+    **options: Unpack[PredictKeywords],
+) -> PredictPlan:
+    """Say what `predict` would do with the same arguments: grids, tiles, memory, time and outputs. Writes nothing.
+
+    Raises:
+        InputError: As `predict` before its first tile.
+        ModelError: As `predict`.
+    """
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    return forecast(str(scene), Path(output), model=path, options=settings, monitor=Monitor(None, cancel))
+
+
+def check(
+    scene: str | Path,
+    *,
+    model: str | Path | None = None,
+    cancel: Callable[[], bool] | None = None,
+    **options: Unpack[PredictKeywords],
+) -> CheckReport:
+    """Test whether a model, a scene and this machine suit each other, on six tiles of the scene at most.
+
+    Args:
+        scene: As in `predict`.
+        model: As in `predict`.
+        cancel: As in `predict`.
+        **options: As in `predict`; those that name outputs are not used.
+
+    Returns:
+        A verdict for each test, with what was measured, the limit, and what to do.
+
+    Raises:
+        RasterError: If the scene can't be opened.
+        ModelError: If the model can't be used at all.
+    """
+    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    return check_scene(str(scene), model=path, options=settings, monitor=Monitor(None, cancel))
+
+
+def _model_path(model: str | Path | None) -> Path:
+    """The file of a model; the shipped one, with a warning, where none is named."""
+    if model is not None:
+        return resolve_model(model)
+    path = default_model_path()
+    warnings.warn(
+        f"No model was named: the shipped demo model {path.stem} is used. It suits what its card says and little else.",
+        ContractWarning,
+        stacklevel=3,
+    )
+    return path
 
 
 def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:

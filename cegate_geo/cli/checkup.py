@@ -138,7 +138,7 @@ def _variables() -> Iterator[Finding]:
 
 
 def _machine() -> Iterator[Finding]:
-    from cegate_geo.infer.predictor import usable_cores
+    from cegate_geo.infer.providers import usable_cores
 
     memory = ""
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "benchmark": ("cegate_geo.cli.benchmark", "Methods x settings x seeds, with a table."),
     "pretrain": ("cegate_geo.cli.pretrain", "Pre-train a small ViT on unlabelled rasters."),
     "info": ("cegate_geo.cli.info", "Say what a model, a raster or a run is."),
+    "check": ("cegate_geo.cli.check", "Test a model on a part of a scene, with numbers to report."),
     "doctor": ("cegate_geo.cli.doctor", "Check this installation, and say how to mend it."),
     "demo": ("cegate_geo.cli.demo", "The whole way on regions made by code."),
 }

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cegate_geo.cli.events import EventStream, ProgressEvents, progress_bar, watch_cancel
+from cegate_geo.infer.providers import PROVIDER_NAMES
 
 UNITS_MB = {"": 1.0, "M": 1.0, "MB": 1.0, "G": 1024.0, "GB": 1024.0}
 
@@ -83,8 +84,14 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command("predict", short_help="Predict a scene into a georeferenced mask.")
-@click.argument("scene")
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Mask to write, a .tif.")
+@click.argument("scenes", metavar="SCENE...", nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Mask to write, a .tif; of several scenes a folder.",
+)
 @click.option("-m", "--model", metavar="FILE|NAME", help="ONNX file, .emd or STAC MLM item, or a shipped model's name.")
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write: .gpkg or .fgb.")
 @click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Polygons: merge smaller ones.")
@@ -117,10 +124,21 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--batch-size", metavar="auto|N", default="auto", show_default=True, help="Tiles in a session call.")
 @click.option(
-    "--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True, help="What computes."
+    "--tta",
+    type=click.Choice(["none", "flips", "d4"]),
+    default="none",
+    show_default=True,
+    help="Mean over 4 or 8 views of each tile, at 4 or 8 times the cost.",
+)
+@click.option(
+    "--provider",
+    type=click.Choice(PROVIDER_NAMES),
+    default="auto",
+    show_default=True,
+    help="What computes. auto: the best that agrees with the CPU on a tile of the scene.",
 )
 @click.option("--require-gpu", is_flag=True, help="Fail rather than run on the CPU.")
-@click.option("--threads", type=int, default=0, metavar="N", help="Session threads. Default: all cores.")
+@click.option("--threads", type=int, default=0, metavar="N", help="Session threads. Default: all usable cores.")
 @click.option(
     "--max-memory",
     "max_memory_mb",
@@ -139,15 +157,29 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--shard-rows", type=int, metavar="PX", help="Rows of a shard, in steps of 512. Default: 4096.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, taken and written; write nothing.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
 @contract_options
 @click.pass_obj
 def command(
-    state: dict[str, Any], /, scene: str, output: Path, *, batch_size: str, events: str | None, **given: Any
+    state: dict[str, Any],
+    /,
+    scenes: tuple[str, ...],
+    output: Path,
+    *,
+    batch_size: str,
+    events: str | None,
+    dry_run: bool,
+    **given: Any,
 ) -> None:
-    """Predict SCENE, any raster that GDAL opens, into a class mask on the same grid.
+    """Predict SCENE into a class mask on the same grid: any raster that GDAL opens, here or by http(s), s3, gs or az.
+
+    A STAC item (.json, .geojson) is a scene of those of its assets that the model's bands name, on the finest grid.
 
     The mask is a cloud-optimised GeoTIFF with class colours and names. It appears when it is complete or not at all.
+
+    Of several scenes each becomes STEM_mask.tif in the folder OUTPUT; --vector, --confidence and --probabilities are
+    then names that are put behind each scene's. One that fails does not lose the others.
 
     Without --model the shipped demo model runs. Models exported by cegate-geo carry their contract. Those of Deepness,
     GeoDeep, geoai and ArcGIS (.emd, ONNX only) and STAC MLM items run by theirs; cegate-geo info shows it. The options
@@ -167,8 +199,6 @@ def command(
     the folder OUTPUT.job, and the same command goes on from there. Several processes, on any machines that share the
     folder, compute one --shard each; cegate-geo merge joins them. Nothing of this changes a byte of the outputs.
     """
-    from cegate_geo.api import predict
-
     stream: EventStream | None = state.get("events") if events else None
     if batch_size != "auto" and not batch_size.isdecimal():
         raise click.BadParameter("Write a number, or auto.", param_hint="--batch-size")
@@ -176,15 +206,111 @@ def command(
     with watch_cancel(stream) as cancel:
         if stream is not None:
             stream.hello("predict")
-            result = predict(scene, output, progress=ProgressEvents(stream), cancel=cancel, **options)
-            stream.send("result", **result.to_json())
-            return
-        show, close = progress_bar("tile")
-        try:
-            result = predict(scene, output, progress=show, cancel=cancel, **options)
-        finally:
-            close()
+        run = _dry_run if dry_run else _predict_one if len(scenes) == 1 else _predict_many
+        run(scenes, output, stream, cancel, options)
+
+
+Cancel = Callable[[], bool]
+
+
+def _predict_one(
+    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+) -> None:
+    from cegate_geo.api import predict
+
+    if stream is not None:
+        result = predict(scenes[0], output, progress=ProgressEvents(stream), cancel=cancel, **options)
+        stream.send("result", **result.to_json())
+        return
+    show, close = progress_bar("tile")
+    try:
+        result = predict(scenes[0], output, progress=show, cancel=cancel, **options)
+    finally:
+        close()
     click.echo(summary(result))
+
+
+def _predict_many(
+    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+) -> None:
+    """A result for each scene, and an error at the end that names those that failed."""
+    from cegate_geo.api import predict_many
+
+    if stream is not None:
+        done = predict_many(
+            scenes,
+            output,
+            progress=ProgressEvents(stream),
+            cancel=cancel,
+            on_start=lambda job: stream.send("scene", scene=job.scene, output=str(job.output)),
+            on_result=lambda result: stream.send("result", **result.to_json()),
+            on_failure=lambda failure: stream.send(
+                "failed", scene=failure.scene, code=failure.error.code, message=str(failure.error)
+            ),
+            **options,
+        )
+        failed = [failure.scene for failure in done.failures]
+        stream.send("summary", done=[str(result.output) for result in done.results], failed=failed)
+        done.raise_failures()
+        return
+    show, close = progress_bar("tile")
+    try:
+        done = predict_many(
+            scenes,
+            output,
+            progress=show,
+            cancel=cancel,
+            on_start=lambda job: click.echo(f"cegate-geo: {job.scene}", err=True),
+            on_result=lambda result: click.echo(summary(result)),
+            on_failure=lambda failure: click.echo(f"cegate-geo: {failure.scene}: {failure.error}", err=True),
+            **options,
+        )
+    finally:
+        close()
+    done.raise_failures()
+
+
+def _dry_run(
+    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+) -> None:
+    from cegate_geo.api import plan
+
+    if len(scenes) > 1:
+        raise click.BadParameter("Plan one scene at a time.", param_hint="--dry-run")
+    planned = plan(scenes[0], output, cancel=cancel, **options)
+    if stream is not None:
+        stream.send("result", **planned.to_json())
+    else:
+        click.echo(_plan_summary(planned))
+
+
+def _plan_summary(plan: Any) -> str:
+    """A plan for people."""
+    grid, size = plan.grid, plan.tile_shape
+    ground = "unknown" if plan.ground is None else f"{plan.ground['x_m']:.3g} x {plan.ground['y_m']:.3g} m"
+    made_for = "" if plan.model_gsd_m is None else ", the model is for {:.3g} to {:.3g} m".format(*plan.model_gsd_m)
+    seen, how = plan.resampled, f"{plan.provider} ({plan.provider_reason}), {plan.batch_size} tiles at a time"
+    lines = [
+        f"grid      {grid['width']:,} x {grid['height']:,} px, {grid['crs'] or 'no CRS'}",
+        f"pixels    {ground}{made_for}",
+        *([] if seen is None else [f"resampled to {seen['width']:,} x {seen['height']:,} px for the model"]),
+        f"tiles     {plan.tiles:,} of {size[1]} x {size[0]} px, {plan.skipped_tiles:,} of them outside the area; empty "
+        "ones are skipped on the way",
+        f"shards    {plan.shards}, up to {plan.shard_width:,} px wide",
+        f"memory    about {plan.memory_mb:,} MB of {plan.max_memory_mb:,} MB",
+        f"time      {_duration(plan.seconds)}, with {how}",
+        *(f"would write {path}" for path in plan.outputs),
+    ]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float | None) -> str:
+    """Seconds for people."""
+    if seconds is None:
+        return "unknown: no tile with data was found"
+    if seconds < 100:
+        return f"about {seconds:.3g} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 100 * 60 else f"about {seconds / 3600:.1f} h"
 
 
 def summary(result: Any) -> str:
@@ -198,6 +324,8 @@ def summary(result: Any) -> str:
     ]
     if result.resumed_shards:
         lines.append(f"shards that were finished before: {result.resumed_shards}")
+    if result.provider != "cpu" or result.provider_reason not in ("as asked", "the best that is here"):
+        lines.append(f"{result.provider}: {result.provider_reason}")
     if result.resampled is not None:
         size = result.resampled
         lines.append(

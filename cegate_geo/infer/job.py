@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from cegate_geo.domain.contract import StatedContract
 from cegate_geo.errors import InputError
 from cegate_geo.infer.gsd import GridChoice, ResampleMode
 from cegate_geo.infer.parts import Part
+from cegate_geo.infer.providers import PROVIDER_NAMES, ProviderName
 from cegate_geo.infer.tiles import StitchMode
+from cegate_geo.infer.tta import TtaMode
 
 DEFAULT_MEMORY_MB = 512
 VECTOR_FORMATS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
@@ -67,7 +69,9 @@ class PredictOptions:
     stitch: StitchMode = "blend"
     batch_size: int | None = None
     """Tiles in a session call; None lets the provider decide."""
-    provider: Literal["auto", "cpu", "cuda"] = "auto"
+    tta: TtaMode = "none"
+    """Views of each tile whose mean is taken: 4 with "flips", 8 with "d4", at that many times the cost."""
+    provider: ProviderName = "auto"
     require_gpu: bool = False
     threads: int = 0
     """Session threads; 0 for all usable cores."""
@@ -118,7 +122,8 @@ class PredictOptions:
                 "gsd='model' asks for another grid than the scene's, resample='never' forbids it",
             ),
             (self.stitch in ("blend", "crop"), f"stitch={self.stitch!r} is neither 'blend' nor 'crop'"),
-            (self.provider in ("auto", "cpu", "cuda"), f"provider={self.provider!r} is not known"),
+            (self.tta in ("none", "flips", "d4"), f"tta={self.tta!r} is not known"),
+            (self.provider in PROVIDER_NAMES, f"provider={self.provider!r} is not known"),
         ]
         for good, problem in checks:
             if not good:
@@ -159,6 +164,8 @@ class PredictResult:
     provider: str
     model: str
     model_sha256: str
+    provider_reason: str = ""
+    """Why that provider ran, in some words."""
     resampled: Mapping[str, Any] | None = None
     """Where the model saw the scene resampled: `width`, `height`, `x_m` and `y_m` of that grid, and which `grid` the
     outputs lie on, "source" or "model"."""
@@ -180,7 +187,8 @@ class PredictResult:
             {"id": c.id, "name": c.name, "color": c.color, "pixels": c.pixels, "area_m2": c.area_m2}
             for c in self.classes
         ]
-        names = ("nodata_pixels", "tiles", "skipped_tiles", "seconds", "provider", "model", "model_sha256", "polygons")
+        counts = ("nodata_pixels", "tiles", "skipped_tiles", "seconds", "polygons")
+        names = (*counts, "provider", "provider_reason", "model", "model_sha256")
         more = ("shard", "resumed_shards")
         return {
             "output": str(self.output),

@@ -44,7 +44,7 @@ def job_key(run: Run, sha256: str) -> dict[str, Any]:
     return {
         "engine": __version__,
         "runtime": _runtime_version(),
-        "provider": predictor.provider,
+        "provider": predictor.way.label,
         "model": sha256,
         "contract": hashlib.sha256(contract.encode()).hexdigest(),
         "scene": scene_identity(run.scene),

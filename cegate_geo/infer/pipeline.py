@@ -20,25 +20,31 @@ from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
 from cegate_geo.infer.job_header import job_header, stored_shard_shape
 from cegate_geo.infer.journal import Entry
-from cegate_geo.infer.predictor import SessionOptions, file_sha256, load_predictor
+from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import Scene
-from cegate_geo.infer.settle import Run, decide, settle, stacks, tags, union
+from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
 from cegate_geo.infer.tally import Tally
 
 
 def predict_scene(
-    scene_path: str, output: Path, *, model: Path, options: PredictOptions, monitor: Monitor
+    scene_path: str,
+    output: Path,
+    *,
+    model: Path,
+    options: PredictOptions,
+    monitor: Monitor,
+    predictor: Predictor | None = None,
 ) -> PredictResult:
-    """Predict one scene into one mask; see `cegate_geo.api.predict`."""
+    """Predict one scene into one mask; see `cegate_geo.api.predict`. `predictor` is the model, if it is loaded yet."""
     started = time.monotonic()
     targets = targets_of(output, options)
     local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
     check_outputs(targets.files, inputs=local, overwrite=options.overwrite)
-    predictor = load_predictor(
+    predictor = predictor or load_predictor(
         model,
-        SessionOptions(provider=options.provider, require_gpu=options.require_gpu, threads=options.threads),
+        session_options(options),
         stated=options.stated,
         tile_size=options.tile_size,
     )
@@ -49,6 +55,7 @@ def predict_scene(
     ):
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
         run = decide(settle(scene, predictor, options))
+        predictor = run.predictor  # lets go of the session that it was compared with
         sha256 = file_sha256(predictor.path)
         with _store(run, targets, model, sha256) as (run, store):
             result = _compute_whole if options.shard is None else _compute_part
@@ -57,6 +64,7 @@ def predict_scene(
         made,
         seconds=round(time.monotonic() - started, 3),
         provider=predictor.provider,
+        provider_reason=predictor.reason,
         model=str(model),
         model_sha256=sha256,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,33 +15,26 @@ import numpy.typing as npt
 
 from cegate_geo.domain.contract import Contract, Margin, StatedContract
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
-from cegate_geo.errors import ContractWarning, ModelError, ProviderWarning, RuntimeMissingError
+from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderWarning
 from cegate_geo.infer.foreign.decide import kind_of
 from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
 from cegate_geo.infer.foreign.settle import settle
 from cegate_geo.infer.outputs import as_probabilities, channels_first, softmax
+from cegate_geo.infer.parity import Parity
+from cegate_geo.infer.providers import (
+    ACCELERATORS,
+    Candidate,
+    candidates,
+    is_out_of_memory,
+    onnxruntime_module,
+    open_reference,
+    open_session,
+)
+from cegate_geo.infer.tta import TtaMode, mean_of_views
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-"""Names on the command line → names in onnxruntime."""
+GPU_BATCH = 8
+"""Tiles in a session call on an accelerator, where nothing is said; a CPU gains nothing from more than one."""
 INPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}
-
-
-def _onnxruntime() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise RuntimeMissingError(
-            f"onnxruntime can't be imported: {error}.",
-            hint='Install it: pip install "cegate-geo[cpu]", or "cegate-geo[gpu]" for CUDA.',
-        ) from error
-    return onnxruntime
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,10 +42,20 @@ class SessionOptions:
     """How a session is to run."""
 
     provider: str = "auto"
-    """'auto', or a key of PROVIDERS."""
+    """'auto', or a key of `providers.RUNTIME_NAMES`."""
     require_gpu: bool = False
     threads: int = 0
     """Threads within the session; 0 for all usable cores."""
+    tta: TtaMode = "none"
+    """Which views of a tile are averaged."""
+
+
+@dataclass(slots=True)
+class BatchLimit:
+    """The most tiles that a session's memory took so far."""
+
+    tiles: int | None = None
+    """None: nothing has failed yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,26 @@ class Predictor:
     """Fixed batch size; None where it is free."""
     input_type: np.dtype[np.generic]
     session: Any = field(repr=False)
+    options: SessionOptions = field(default_factory=SessionOptions)
+    way: Candidate = field(default_factory=lambda: Candidate(provider="cpu"))
+    """How it runs."""
+    reference: Any = field(default=None, repr=False)
+    """The same on the CPU in float32, until `proven`; None where nothing is left to prove."""
+    others: tuple[Candidate, ...] = ()
+    """What else may be tried, best first."""
+    reason: str = ""
+    """Why it runs as it does, in some words."""
+    limit: BatchLimit = field(default_factory=BatchLimit, repr=False)
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether it is, or agrees with, the CPU in float32."""
+        return self.reference is None or self.reference is self.session
+
+    @property
+    def default_batch(self) -> int:
+        """Tiles in a session call, where neither graph nor user say it."""
+        return GPU_BATCH if self.provider in ACCELERATORS else 1
 
     @property
     def manifest(self) -> Manifest:
@@ -107,15 +129,48 @@ class Predictor:
             if asked and asked % multiple:
                 raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
             sides.append(min(size, -(-length // multiple) * multiple))
+        if self.options.tta == "d4" and sides[0] != sides[1] and self.sides != (None, None):
+            raise InputError(
+                f"--tta d4 turns tiles by a quarter, and {self.path.name} takes tiles of {sides[1]} x {sides[0]} px.",
+                hint="Use --tta flips.",
+            )
         margin = self.margin
         return sides[0] - margin.top - margin.bottom, sides[1] - margin.left - margin.right
 
     def run(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W); without `margin`, where the model has one.
 
+        Where `options.tta` says so, the mean over views of the tiles.
+
         Raises:
             ModelError: If the model fails, gives another shape than its contract says, or something that is no number.
         """
+        if self.options.tta == "none":
+            return self._within_memory(inputs)
+        return mean_of_views(self._within_memory, inputs, mode=self.options.tta, margin=self.margin)
+
+    def _within_memory(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """The same of one view, in as many calls as the device's memory asks for."""
+        size = self.limit.tiles or len(inputs)
+        if len(inputs) <= size:
+            try:
+                return self._probabilities(inputs)
+            except ModelError as error:
+                cause = error.__cause__
+                if len(inputs) == 1 or self.batch is not None or cause is None or not is_out_of_memory(cause):
+                    raise
+            self.limit.tiles = size = (len(inputs) + 1) // 2
+            warnings.warn(
+                f"{len(inputs)} tiles at once are too much for the memory of {self.provider}; {size} are tried. "
+                f"--batch-size {size} says it at once.",
+                ProviderWarning,
+                stacklevel=2,
+            )
+        parts = [self._within_memory(inputs[n : n + size]) for n in range(0, len(inputs), size)]
+        return np.concatenate(parts)
+
+    def _probabilities(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
+        """The same in one call."""
         raw, form = self._call(inputs), self.contract.form
         if form is not None:
             probabilities = as_probabilities(raw, self.manifest.output, form, self.manifest.legend)
@@ -147,6 +202,71 @@ class Predictor:
         )
         contract = dataclasses.replace(self.contract, manifest=dataclasses.replace(self.manifest, output=kind))
         return dataclasses.replace(self, contract=contract)
+
+    def proven(self, inputs: npt.NDArray[np.generic]) -> Predictor:
+        """This model on a provider that gives what the CPU gives in float32, tried on a real tile (1, C, H, W).
+
+        With `--provider auto` the next best is tried where one does not; one that was asked for by name is used all the
+        same, with a warning, unless it has a second way of its own.
+
+        Raises:
+            ModelError: If `--require-gpu` leaves nothing that could be used.
+        """
+        if self.is_proven:
+            return self
+        plain = dataclasses.replace(self.options, tta="none")
+        oracle = dataclasses.replace(self, session=self.reference, options=plain, limit=BatchLimit())
+        expected = oracle.run(inputs)
+        trial, problem = self, ""
+        while trial.session is not self.reference:
+            try:
+                found = dataclasses.replace(trial, options=plain).run(inputs)
+            except ModelError as error:
+                problem, parity = f"it failed ({_first_line(error.__cause__ or error)})", None
+            else:
+                parity = Parity.between(found, expected)
+                problem = f"{parity} from CPU float32"
+                if parity.is_good:
+                    return dataclasses.replace(trial, reference=None, reason=f"{trial.reason}; {problem}")
+            is_named = self.options.provider != "auto"
+            if not trial.others and is_named and parity is not None:
+                _warn(f"{trial.way.label} is used as asked, although {problem}: compare with --provider cpu.")
+                return dataclasses.replace(trial, reference=None, reason=f"{trial.reason}; {problem}")
+            if not trial.others:
+                raise ModelError(
+                    f"{trial.way.label} can't be used for {self.path.name}: {problem}.", hint="Use --provider cpu."
+                )
+            _warn(f"{trial.way.label} is not used: {problem}.")
+            trial = trial.on(trial.others, reason=f"{trial.way.label} is not used: {problem}")
+        return dataclasses.replace(trial, reference=None)
+
+    def on(self, ways: tuple[Candidate, ...], *, reason: str = "") -> Predictor:
+        """This model with the first of `ways` that can be opened; says which could not.
+
+        Raises:
+            ModelError: If none can.
+        """
+        first, *rest = ways
+        try:
+            session = _guarded(
+                self.path,
+                lambda: open_session(self.path, first, threads=self.options.threads, reference=self.reference),
+            )
+        except ModelError as error:
+            if not rest:
+                raise
+            _warn(f"{first.label} could not be used: {error.message}")
+            return self.on(tuple(rest), reason=f"{first.label} could not be used")
+        why = "as asked" if self.options.provider != "auto" else "the best that is here"
+        return dataclasses.replace(
+            self,
+            session=session,
+            way=first,
+            provider=first.provider,
+            others=tuple(rest),
+            reason=reason or why,
+            limit=BatchLimit(),
+        )
 
     def _call(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
         """What the graph gives, (N, C, h, w)."""
@@ -197,46 +317,26 @@ def load_predictor(
     """
     options, stated = options or SessionOptions(), stated or StatedContract()
     path, beside = find_weights(path)
-    session, running = _open_session(path, options)
-    metadata = session.get_modelmeta().custom_metadata_map
+    available = onnxruntime_module().get_available_providers()
+    ways = candidates(options.provider, require_gpu=options.require_gpu, available=available)
+    reference = _guarded(path, lambda: open_reference(path, threads=options.threads))
+    metadata = reference.get_modelmeta().custom_metadata_map
     if METADATA_KEY in metadata:
         require_no_options(path, stated)
-        return _checked(path, Manifest.from_json(metadata[METADATA_KEY]), session, running)
-    facts, sources = gather(path, metadata, beside, stated)
-    settled = settle(path, session, facts, sources, tile_size=tile_size, for_use=for_use)
-    return Predictor(
-        path=path,
-        contract=settled.contract,
-        provider=_our_name(running),
-        sides=settled.input.shape,
-        batch=settled.input.batch,
-        input_type=settled.input.dtype,
-        session=session,
-    )
-
-
-def _open_session(path: Path, options: SessionOptions) -> tuple[Any, str]:
-    """A session, and the provider that really runs."""
-    ort = _onnxruntime()
-    names = _provider_names(options, ort.get_available_providers())
-    settings = ort.SessionOptions()
-    settings.log_severity_level = 3
-    settings.intra_op_num_threads = options.threads or usable_cores()
-    session = _guarded(path, lambda: ort.InferenceSession(str(path), sess_options=settings, providers=names))
-    running = session.get_providers()[0]
-    asked_gpu = options.require_gpu or options.provider not in ("auto", "cpu")
-    if asked_gpu and running != names[0]:
-        raise ModelError(
-            f"{names[0]} was asked for, but onnxruntime fell back to {running}.",
-            hint="Check the driver and the CUDA version with cegate-geo doctor, or use --provider cpu.",
+        predictor = _checked(path, Manifest.from_json(metadata[METADATA_KEY]), reference)
+    else:
+        facts, sources = gather(path, metadata, beside, stated)
+        settled = settle(path, reference, facts, sources, tile_size=tile_size, for_use=for_use)
+        predictor = Predictor(
+            path=path,
+            contract=settled.contract,
+            provider="cpu",
+            sides=settled.input.shape,
+            batch=settled.input.batch,
+            input_type=settled.input.dtype,
+            session=reference,
         )
-    if running != names[0]:
-        warnings.warn(
-            f"{names[0]} could not be used; the model runs on {running}. cegate-geo doctor says more.",
-            ProviderWarning,
-            stacklevel=2,
-        )
-    return session, running
+    return dataclasses.replace(predictor, options=options, reference=reference).on(ways)
 
 
 def _guarded(path: Path, load: Callable[[], Any]) -> Any:
@@ -244,6 +344,8 @@ def _guarded(path: Path, load: Callable[[], Any]) -> Any:
         raise ModelError(f"There is no model file {path}.", hint="Check the path given with --model.")
     try:
         return load()
+    except ModelError:
+        raise
     except Exception as error:  # onnxruntime's exceptions share no base class
         raise ModelError(
             f"onnxruntime can't load {path.name}: {_first_line(error)}.",
@@ -251,28 +353,7 @@ def _guarded(path: Path, load: Callable[[], Any]) -> Any:
         ) from error
 
 
-def _provider_names(options: SessionOptions, available: list[str]) -> list[str]:
-    cpu = PROVIDERS["cpu"]
-    gpu = [name for key, name in PROVIDERS.items() if key != "cpu" and name in available]
-    if options.provider == "auto":
-        if options.require_gpu and not gpu:
-            raise RuntimeMissingError(
-                f"--require-gpu is set, but this onnxruntime has {', '.join(available)} only.",
-                hint='Install the GPU runtime: pip uninstall onnxruntime; pip install "cegate-geo[gpu]".',
-            )
-        return [*gpu, cpu]
-    name = PROVIDERS[options.provider]
-    if name not in available:
-        raise RuntimeMissingError(
-            f"This onnxruntime has no {name}, only {', '.join(available)}.",
-            hint='Install the GPU runtime: pip uninstall onnxruntime; pip install "cegate-geo[gpu]".',
-        )
-    if name == cpu and options.require_gpu:
-        raise ModelError("--require-gpu and --provider cpu contradict each other.", hint="Leave out one of them.")
-    return [name] if name == cpu else [name, cpu]
-
-
-def _checked(path: Path, manifest: Manifest, session: Any, running: str) -> Predictor:
+def _checked(path: Path, manifest: Manifest, session: Any) -> Predictor:
     """Compare the graph with its manifest."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     problems = []
@@ -297,7 +378,7 @@ def _checked(path: Path, manifest: Manifest, session: Any, running: str) -> Pred
     return Predictor(
         path=path,
         contract=Contract(manifest=manifest),
-        provider=_our_name(running),
+        provider="cpu",
         sides=(height, width),
         batch=batch,
         input_type=np.dtype(INPUT_TYPES[inputs[0].type]),
@@ -305,8 +386,8 @@ def _checked(path: Path, manifest: Manifest, session: Any, running: str) -> Pred
     )
 
 
-def _our_name(provider: str) -> str:
-    return {name: key for key, name in PROVIDERS.items()}.get(provider, provider)
+def _warn(text: str) -> None:
+    warnings.warn(text, ProviderWarning, stacklevel=3)
 
 
 def file_sha256(path: Path) -> str:
@@ -315,6 +396,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else repr(error)).rstrip(".")

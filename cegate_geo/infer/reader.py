@@ -7,7 +7,7 @@ is decoded once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ import rasterio
 from rasterio._err import CPLE_BaseError
 from rasterio.enums import MaskFlags
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.manifest import Manifest
@@ -25,6 +26,8 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, RasterError
 from cegate_geo.infer.bands import alpha_bands, check_values, palette_of, select_bands
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
+from cegate_geo.infer.remote import gdal_name, is_remote, remote_settings
+from cegate_geo.infer.stac import is_item, open_item
 from cegate_geo.infer.validity import (
     HOLE_MARGIN,
     LOSSY,
@@ -70,10 +73,10 @@ def raster_errors(path: str) -> Iterator[None]:
         if is_plain_path(path) and not Path(path).exists():
             raise RasterError(f"There is no file {path}.", hint="Check the path.") from error
         lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
-        raise RasterError(
-            f"{path} can't be read: {lines[0].rstrip('.')}.",
-            hint="Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again.",
-        ) from error
+        hint = "Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again."
+        if is_remote(path):
+            hint = "Check the address, the network, and for object stores the rights (AWS_* and the like)."
+        raise RasterError(f"{path} can't be read: {lines[0].rstrip('.')}.", hint=hint) from error
 
 
 def compression_of(dataset: Any) -> str:
@@ -90,7 +93,7 @@ def is_lossy(dataset: Any) -> bool:
 
 def is_plain_path(name: str) -> bool:
     """Whether a name is a file's path, not one of GDAL's virtual names or a URL."""
-    return not name.startswith("/vsi") and ":" not in name.replace(":\\", "").replace(":/", "")
+    return not name.startswith("/vsi") and not is_remote(name) and ":" not in name.replace(":\\", "").replace(":/", "")
 
 
 class StripSource(Protocol):
@@ -108,20 +111,13 @@ class StripSource(Protocol):
         """Read a window."""
 
 
-def is_remote(name: str) -> bool:
-    """Whether GDAL fetches it over a network."""
-    return name.startswith(
-        ("/vsicurl", "/vsis3", "/vsigs", "/vsiaz", "/vsiadls", "/vsioss", "/vsiswift", "/vsiwebhdfs")
-    ) or ("://" in name and not name.startswith(("file://", "zip://", "tar://", "gzip://")))
-
-
 class Scene:
     """An open scene whose bands, values and nodata are settled.
 
     Not thread-safe: one thread reads at a time.
 
     Args:
-        path: Anything that GDAL opens.
+        path: Anything that GDAL opens, or a STAC item.
         manifest: Contract of the model that will see it.
         bands: The user's choice of bands; empty to go by the manifest's names.
         nodata: Values for holes that carry no flag, one for all bands or one for each.
@@ -134,14 +130,22 @@ class Scene:
     def __init__(
         self, path: str, manifest: Manifest, *, bands: Sequence[str] = (), nodata: Sequence[float] | None = None
     ) -> None:
-        self.path = path
-        with raster_errors(path), quiet_about_georeference():
-            self._dataset = rasterio.open(path)
+        self.path, self._settings, self._item = path, dict(remote_settings(path)), None
+        if is_item(path):
+            item = open_item(path, manifest, bands=bands)
+            self._settings = dict(item.settings)
+            self._item = MemoryFile(item.vrt.encode(), ext=".vrt")
+        with raster_errors(path), self._options(), quiet_about_georeference():
+            self._dataset = rasterio.open(gdal_name(path)) if self._item is None else self._item.open()
         try:
             self._settle(manifest, bands, nodata)
         except BaseException:
-            self._dataset.close()
+            self.close()
             raise
+
+    def _options(self) -> AbstractContextManager[Any]:
+        """GDAL's options for what is remote: they hold for one thread, and assets of an item are opened when read."""
+        return rasterio.Env(**self._settings) if self._settings else nullcontext()
 
     def _settle(self, manifest: Manifest, bands: Sequence[str], nodata: Sequence[float] | None) -> None:
         dataset = self._dataset
@@ -189,6 +193,23 @@ class Scene:
         return self.georeference.shape
 
     @property
+    def flag(self) -> str:
+        """How it says what is data, in some words."""
+        if self._given:
+            return f"nodata {', '.join(f'{value:g}' for value in self._given)} as stated"
+        if self._flagged:
+            known = sorted({f"{value:g}" for value in self._flagged if value is not None})
+            return f"nodata value {', '.join(known)}"
+        if self._alpha:
+            return f"alpha in band {self._alpha}"
+        return "a mask" if self._mask_band else "no flag: all is data"
+
+    @property
+    def tolerance(self) -> float:
+        """How far its compression may have moved the value of an even area, in grey levels."""
+        return LOSSY_TOLERANCE if self._lossy else 0.0
+
+    @property
     def files(self) -> list[Path]:
         """The files that it is made of, as far as they are local: itself, side files, the sources of a mosaic."""
         return [Path(name) for name in self._dataset.files if is_plain_path(name)]
@@ -196,6 +217,8 @@ class Scene:
     def close(self) -> None:
         """Close the file."""
         self._dataset.close()
+        if self._item is not None:
+            self._item.close()
 
     def read(self, window: Window) -> Strip:
         """Read a window that lies within the scene.
@@ -208,7 +231,7 @@ class Scene:
             raise RasterError(f"{window} lies outside of {self.path}.")
         area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
-        with raster_errors(self.path):
+        with raster_errors(self.path), self._options():
             values = self._dataset.read(indexes, window=area)
             mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
         valid = self._valid(values, mask)

@@ -17,7 +17,7 @@ from cegate_geo.infer import budget
 from cegate_geo.infer.feed import InputForm, middle_tile
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.normalisation import Normalisation
-from cegate_geo.infer.predictor import Predictor
+from cegate_geo.infer.predictor import Predictor, SessionOptions
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.tiles import TilePlan, shard_windows
 from cegate_geo.infer.view import Shard, View, settle_view
@@ -29,7 +29,6 @@ from cegate_geo.infer.writer import (
     probability_raster,
 )
 
-GPU_BATCH = 8
 SHARD_ROWS = 4096
 """Rows of a shard, unless more parts than that gives are asked for."""
 
@@ -122,6 +121,13 @@ def union(stack: tuple[Window, ...]) -> Window:
     return Window(col_off=first.col_off, row_off=first.row_off, width=first.width, height=last.row_end - first.row_off)
 
 
+def session_options(options: PredictOptions) -> SessionOptions:
+    """What of the options is the session's."""
+    return SessionOptions(
+        provider=options.provider, require_gpu=options.require_gpu, threads=options.threads, tta=options.tta
+    )
+
+
 def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
     """Plan grids, tiles and shards; warn of or refuse what does not fit."""
     manifest, legend = predictor.manifest, predictor.manifest.legend
@@ -158,7 +164,7 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
             margin=predictor.margin,
         )
 
-    batch_size = predictor.batch or options.batch_size or (1 if predictor.provider == "cpu" else GPU_BATCH)
+    batch_size = predictor.batch or options.batch_size or predictor.default_batch
     while not (predictor.batch or options.batch_size) and batch_size > 1:
         if needs(batch_size).width_for(options.max_memory_mb) >= least:
             break
@@ -193,11 +199,19 @@ def _shard_shape(region: Window, width: int, options: PredictOptions) -> tuple[i
 
 
 def decide(run: Run) -> Run:
-    """The run of a model that does not say what it gives, once a tile of the scene has shown it."""
-    if run.predictor.manifest.output != "undecided":
+    """The run once a tile of the scene has shown what the model gives, and that its provider can be trusted."""
+    predictor = run.predictor
+    is_decided, is_proven = predictor.manifest.output != "undecided", predictor.is_proven
+    if is_decided and is_proven:
         return run
     tile = middle_tile(run.view, run.plan, run.form)
-    return run if tile is None else replace(run, predictor=run.predictor.decided(tile))
+    if tile is None:
+        return run
+    if not is_decided:
+        predictor = predictor.decided(tile)
+    predictor = predictor.proven(tile)
+    batch_size = predictor.batch or run.options.batch_size or predictor.default_batch
+    return replace(run, predictor=predictor, form=replace(run.form, batch_size=min(run.form.batch_size, batch_size)))
 
 
 def tags(run: Run, sha256: str) -> dict[str, str]:
@@ -207,6 +221,8 @@ def tags(run: Run, sha256: str) -> dict[str, str]:
         "tile": list(run.plan.tile_shape),
         "halo": manifest.halo if options.halo is None else options.halo,
         "stitch": options.stitch,
+        **({} if options.tta == "none" else {"tta": options.tta}),
+        "computed": run.predictor.way.label,
         "bands": list(run.scene.bands),
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,

@@ -18,7 +18,7 @@ EVENTS = ("--events", "jsonl")
 RASTER_SUFFIXES = ("tif", "tiff")
 VECTOR_SUFFIXES = ("gpkg", "fgb")
 """What the engine writes."""
-PROVIDERS = ("auto", "cpu", "cuda")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
 STITCHES = ("blend", "crop")
 GRIDS = ("source", "model")
 RESAMPLINGS = ("auto", "always", "never")

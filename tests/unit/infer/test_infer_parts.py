@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +29,7 @@ from cegate_geo.infer import models, predictor
 from cegate_geo.infer.atomic import SUFFIX, JobFolder, job_folder
 from cegate_geo.infer.budget import Budget, shard_width
 from cegate_geo.infer.onnx_header import read_header
-from cegate_geo.infer.predictor import SessionOptions, load_predictor
+from cegate_geo.infer.predictor import load_predictor
 from cegate_geo.infer.streams import Prefetch, Worker
 from tests import toy_models as toys
 
@@ -92,57 +90,6 @@ def test_a_worker_does_all_in_order_and_hands_errors_over() -> None:
         left.put(1)
         raise KeyError
     assert threads() == set()
-
-
-def fake_runtime(monkeypatch: pytest.MonkeyPatch, *, available: list[str], running: str) -> dict[str, Any]:
-    """An onnxruntime that has other providers than this machine."""
-    real, seen = predictor._onnxruntime(), {}
-
-    class Session:
-        def __init__(self, path: str, *, sess_options: Any, providers: list[str]) -> None:
-            seen["providers"], seen["threads"] = providers, sess_options.intra_op_num_threads
-            self._inner = real.InferenceSession(path, sess_options=sess_options, providers=["CPUExecutionProvider"])
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._inner, name)
-
-        def get_providers(self) -> list[str]:
-            return [running]
-
-    module = SimpleNamespace(
-        SessionOptions=real.SessionOptions, InferenceSession=Session, get_available_providers=lambda: available
-    )
-    monkeypatch.setattr(predictor, "_onnxruntime", lambda: module)
-    return seen
-
-
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
-
-
-def test_the_provider_that_was_asked_for_runs_or_it_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = toys.identity(tmp_path / "m.onnx")
-    seen = fake_runtime(monkeypatch, available=[CUDA, CPU], running=CUDA)
-    assert load_predictor(model, SessionOptions(threads=3)).provider == "cuda"
-    assert seen == {"providers": [CUDA, CPU], "threads": 3}
-    fake_runtime(monkeypatch, available=[CUDA, CPU], running=CPU)
-    for options in (SessionOptions(provider="cuda"), SessionOptions(require_gpu=True)):
-        with pytest.raises(ModelError, match="fell back"):
-            load_predictor(model, options)
-    fake_runtime(monkeypatch, available=[CPU], running=CPU)
-    for options in (SessionOptions(provider="cuda"), SessionOptions(require_gpu=True)):
-        with pytest.raises(RuntimeMissingError, match="only"):
-            load_predictor(model, options)
-    with pytest.raises(ModelError, match="contradict"):
-        load_predictor(model, SessionOptions(provider="cpu", require_gpu=True))
-
-
-def test_auto_says_so_when_the_gpu_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cegate_geo.errors import ProviderWarning
-
-    model = toys.identity(tmp_path / "m.onnx")
-    fake_runtime(monkeypatch, available=[CUDA, CPU], running=CPU)
-    with pytest.warns(ProviderWarning, match="CUDAExecutionProvider"):
-        assert load_predictor(model).provider == "cpu"
 
 
 def test_a_missing_runtime_is_named_with_the_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
