@@ -123,7 +123,7 @@ def _advanced() -> list[tuple[Definition, str]]:
         ),
         (
             _number("MIN_AREA", "Merge polygons smaller than [m²]", lowest=0, whole=False),
-            "Smaller ones go to the neighbour with the longest shared edge. Only polygons; the class map stays as it is.",
+            "Smaller ones go to the neighbour with the longest shared edge. The class map stays as it is.",
         ),
         (
             _number("SIMPLIFY", "Simplify polygons by [m]", lowest=0, whole=False),

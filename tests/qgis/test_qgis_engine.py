@@ -105,8 +105,8 @@ def test_a_python_started_with_the_clean_environment_sees_only_its_own(tmp_path)
 FULL = PredictJob(
     scene="s.tif", output="m.tif", model="m.onnx", vector="v.gpkg", confidence="c.tif", aoi="a.gpkg|area",
     bands=(3, 2, 1), nodata="-1,0,0",
-    min_area_m2=2.5, simplify_m=0.3, vector_classes="building", provider="cpu", stitch="crop", gsd="model", resample="always", tile_size=256, halo=0,
-    batch_size=1, threads=2, max_memory_mb=512, overwrite=True, force=True,
+    min_area_m2=2.5, simplify_m=0.3, vector_classes="building", provider="cpu", stitch="crop", gsd="model",
+    resample="always", tile_size=256, halo=0, batch_size=1, threads=2, max_memory_mb=512, overwrite=True, force=True,
 )  # fmt: skip
 
 
