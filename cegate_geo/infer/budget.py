@@ -23,6 +23,9 @@ BASE_MB = 170
 """Interpreter, libraries and an idle session."""
 CACHE_MB = 64
 """GDAL's block cache, whose default of 5 % of the machine's memory would look like a leak."""
+MAX_WIDTH = 22 * BLOCK_SIZE
+"""Columns of a shard at most, whatever the memory: so a wider scene takes no more than one of some 10,000 columns. What
+two neighbours both compute is a few per cent then."""
 MEGABYTE = 2**20
 
 
@@ -87,8 +90,8 @@ def estimate(
 
 
 def shard_width(budget: Budget, memory_mb: int, *, least: int) -> int:
-    """Columns of a shard, at least `least`; warns where that needs more memory than is given."""
-    width = budget.width_for(memory_mb)
+    """Columns of a shard, at least `least`, at most `MAX_WIDTH`; warns where that needs more memory than is given."""
+    width = min(budget.width_for(memory_mb), MAX_WIDTH)
     if width >= least:
         return width
     needed = (budget.fixed + budget.per_column * least) // MEGABYTE + 1
