@@ -107,7 +107,7 @@ class ShardStore:
             self._journal.path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove the folder: all that it was for is done."""
+        """Remove the folder: all that it was for is done. What is not of a job stays, in the folder."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -192,10 +192,10 @@ def discard(path: Path) -> None:
     """
     if not path.is_dir():
         return
-    others = [p.name for p in path.iterdir() if not OURS.fullmatch(p.name)]
+    others = _others(path)
     if others:
         raise InputError(
-            f"{path} holds {others[0]}, which is no part of a job.", hint="Move it away, or choose another output."
+            f"{path} holds {others[0].name}, which is no part of a job.", hint="Move it away, or choose another output."
         )
     with hold(path / "lock") as mine:
         if not mine:
@@ -203,8 +203,18 @@ def discard(path: Path) -> None:
         _remove(path)
 
 
+def _others(path: Path) -> list[Path]:
+    """What lies in a folder of shards and is no part of a job: logs of a batch system, an output."""
+    return [entry for entry in path.iterdir() if not OURS.fullmatch(entry.name)]
+
+
 def _remove(path: Path) -> None:
     """Remove a folder that is locked. Renamed first: who comes meanwhile makes a new one, and works there."""
+    others = _others(path)
+    if others:
+        for entry in set(path.iterdir()) - set(others):
+            entry.unlink(missing_ok=True)
+        return
     gone = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     try:
         path.rename(gone)
