@@ -62,13 +62,15 @@ class ShardStore:
         return next((written.header for written in self.written.values()), None)
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Open this run's journal.
+        """Open this run's journal; it says that shards are cut as in those that are there.
 
         Raises:
             InputError: If the folder holds shards of another job.
         """
         for written in self.written.values():
             require_same_job(self.path, written.header, header)
+        if self.header is not None:
+            header = {**header, "shard_shape": self.header["shard_shape"]}
         for remains in self.path.glob(f"*{SUFFIX}"):
             if self._part is None:  # nobody else works here
                 remains.unlink(missing_ok=True)
@@ -97,13 +99,13 @@ class ShardStore:
         if self._journal is not None:
             self._journal.add(entry)
 
-    def close(self) -> None:
-        """Close the journal; what holds no shard goes."""
+    def close(self, *, keep_empty: bool = False) -> None:
+        """Close the journal; one that holds no shard goes, unless it is to be kept."""
         if self._journal is None:
             return
         self._journal.close()
         written = read_journal(self._journal.path)
-        if written is not None and not written.entries and self._part is None:
+        if written is not None and not written.entries and not keep_empty:
             self._journal.path.unlink(missing_ok=True)
 
     def clear(self) -> None:
@@ -160,11 +162,13 @@ def open_store(path: Path, *, part: Part | None = None, make: bool = True) -> It
     """
     with ExitStack() as locks:
         _enter(locks, path, part=part, make=make)
-        store = ShardStore(path, part)
+        store, is_done = ShardStore(path, part), False
         try:
             yield store
+            is_done = True
         finally:
-            store.close()
+            # A part that has nothing to do says so to the merge.
+            store.close(keep_empty=is_done and part is not None)
             is_empty = not any(path.glob("journal*.jsonl"))
             locks.close()
             if is_empty:

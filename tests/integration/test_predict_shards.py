@@ -411,6 +411,26 @@ def test_a_finished_job_leaves_what_others_put_into_its_folder(
     assert hashlib.sha256(mask.read_bytes()).hexdigest() == one_run["mask.tif"]
 
 
+def test_journals_say_how_shards_are_really_cut(given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path) -> None:
+    """Who comes later cuts as those before, whatever the command says; the merge may read any journal first."""
+    for part, rows in (("2/2", 512), ("1/2", 1024)):
+        predict(**given, **places(tmp_path), shard_rows=rows, shard=part)
+    assert digests_of_merge(tmp_path) == {name: one_run[name] for name in digests(tmp_path)}
+
+
+def test_a_part_cancelled_before_its_first_shard_is_finished_leaves_nothing(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CancelledError, match="Nothing was written"):
+        predict(**given, **places(tmp_path), **ROWS, shard="1/2", cancel=lambda: True)
+    assert listing(tmp_path) == []
+    predict(**given, **places(tmp_path), **ROWS, shard="2/2")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "mask.tif.job").glob("[jr]*")}
+    with pytest.raises(CancelledError):
+        predict(**given, **places(tmp_path), **ROWS, shard="1/2", cancel=lambda: True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "mask.tif.job").glob("[jr]*")} == before
+
+
 def test_merge_refuses_what_predict_refuses(given: dict[str, Any], tmp_path: Path) -> None:
     predict(**given, **places(tmp_path), shard="1/1", **ROWS)
     job = tmp_path / "mask.tif.job"
