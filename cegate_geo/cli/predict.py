@@ -313,6 +313,10 @@ def _duration(seconds: float | None) -> str:
     return f"about {seconds / 60:.0f} min" if seconds < 100 * 60 else f"about {seconds / 3600:.1f} h"
 
 
+USUAL_REASONS = ("as asked", "the best that is here")
+"""Why a provider ran, where that is nothing to speak of."""
+
+
 def summary(result: Any) -> str:
     """The result for people."""
     if result.shard is not None:
@@ -324,7 +328,8 @@ def summary(result: Any) -> str:
     ]
     if result.resumed_shards:
         lines.append(f"shards that were finished before: {result.resumed_shards}")
-    if result.provider != "cpu" or result.provider_reason not in ("as asked", "the best that is here"):
+    # A merge knows none.
+    if result.provider_reason and (result.provider != "cpu" or result.provider_reason not in USUAL_REASONS):
         lines.append(f"{result.provider}: {result.provider_reason}")
     if result.resampled is not None:
         size = result.resampled

@@ -18,11 +18,15 @@ from cegate_geo.infer.finish import describe_grid
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.gsd import describe, measure
 from cegate_geo.infer.job import PredictOptions
-from cegate_geo.infer.pipeline import targets_of
-from cegate_geo.infer.predictor import load_predictor
+from cegate_geo.infer.job_header import stored_shard_shape
+from cegate_geo.infer.job_key import job_key
+from cegate_geo.infer.pipeline import cut_as_before, targets_of
+from cegate_geo.infer.predictor import file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import Scene
-from cegate_geo.infer.settle import Run, decide, session_options, settle
+from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, union
+from cegate_geo.infer.shard_store import ShardStore, require_same_job, store_path
+from cegate_geo.infer.view import Shard
 
 PATIENCE_S = 5.0
 """A first call that took longer is not repeated: the time that a session takes to warm up is small beside it."""
@@ -34,7 +38,7 @@ class PredictPlan:
 
     scene: str
     outputs: Sequence[Path]
-    """Files that would be written."""
+    """Files that would be written; of a part (`shard`) the job folder."""
     grid: Mapping[str, Any]
     """Of the outputs: `crs`, `transform` (six numbers), `width`, `height`, `gsd_m`."""
     ground: Mapping[str, Any] | None
@@ -44,7 +48,8 @@ class PredictPlan:
     resampled: Mapping[str, Any] | None
     """The grid that the model would see, where that is not the scene's."""
     tiles: int
-    """Of the plan; ones that column strips share count once for each."""
+    """Of the plan, or of the part; ones that column strips share count once for each. Those of shards that an earlier
+    run has finished count, too."""
     skipped_tiles: int
     """Those of them that lie outside the area of interest. Ones without data are found on the way."""
     tile_shape: tuple[int, int]
@@ -95,37 +100,50 @@ def forecast(
         closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(wanted, inputs=scene.files, overwrite=options.overwrite)
-        run = monitor.wait(lambda: decide(settle(scene, predictor, options)))
-        skipped = _outside(run)
-        width = max(window.width for window in run.windows)
+        run = decide(settle(scene, predictor, options), monitor.wait)
+        run = _as_kept(run, store_path(output))
+        windows = run.windows if options.shard is None else options.shard.of(run.windows)
+        streams = [run.view.shard(union(stack)) for stack in stacks(windows)]
+        tiles, skipped = sum(map(run.tiles_of, streams)), _outside(run, streams)
+        width = max((window.width for window in windows), default=0)
         return PredictPlan(
             scene=scene_path,
-            outputs=wanted,
+            outputs=wanted if options.shard is None else [store_path(output)],
             grid=describe_grid(run.view),
             ground=_ground(run),
             model_gsd_m=predictor.manifest.gsd_range_m,
             resampled=run.view.describe(),
-            tiles=run.tiles,
+            tiles=tiles,
             skipped_tiles=skipped,
             tile_shape=run.plan.tile_shape,
             batch_size=run.form.batch_size,
-            shards=len(run.windows),
+            shards=len(windows),
             shard_width=width,
             memory_mb=_memory_mb(run, width),
             max_memory_mb=options.max_memory_mb,
-            seconds=_seconds(run, run.tiles - skipped, monitor.wait),
+            seconds=_seconds(run, tiles - skipped, monitor.wait),
             provider=run.predictor.way.label,
             provider_reason=run.predictor.reason,
             model=str(model),
         )
 
 
-def _outside(run: Run) -> int:
+def _as_kept(run: Run, path: Path) -> Run:
+    """The run with its shards cut as those that an earlier one left; refuses those of another job, like `predict`."""
+    if not run.options.resume or not path.is_dir():
+        return run
+    store, sha256 = ShardStore(path), file_sha256(run.predictor.path)
+    for written in store.written.values():
+        require_same_job(path, written.header, {"key": job_key(run, sha256)})
+    return run if store.header is None else cut_as_before(run, stored_shard_shape(store.header))
+
+
+def _outside(run: Run, streams: Sequence[Shard]) -> int:
     """Tiles that lie outside the area of interest."""
     area, plan = run.view.needed, run.plan
     if area is None:
         return 0
-    regions = [shard.region for shard in run.streams]
+    regions = [shard.region for shard in streams]
     return sum(
         not area.touches(plan.tile(row, col).support)
         for region in regions

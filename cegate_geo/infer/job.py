@@ -20,6 +20,13 @@ DEFAULT_MEMORY_MB = 512
 VECTOR_FORMATS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
 
 
+def _require(*checks: tuple[bool, str]) -> None:
+    """Refuse the first of (whether it is good, what is wrong with it) that is not good."""
+    for good, problem in checks:
+        if not good:
+            raise InputError(f"Option not usable: {problem}.", hint="See cegate-geo predict --help.")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorOptions:
     """What is made of a mask's areas before they are written as polygons."""
@@ -30,6 +37,12 @@ class VectorOptions:
     """Smaller areas join a neighbour."""
     simplify_m: float = 0.0
     """How far outlines may move: metres, or pixels where nothing says how large those are."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (0 <= self.min_area_m2 < inf, f"min_area_m2={self.min_area_m2} is negative or endless"),
+            (0 <= self.simplify_m < inf, f"simplify_m={self.simplify_m} is negative or endless"),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +114,9 @@ class PredictOptions:
         return "always" if self.gsd == "model" else self.resample
 
     def __post_init__(self) -> None:
-        checks = [
-            (0 <= self.min_area_m2 < inf, f"min_area_m2={self.min_area_m2} is negative or endless"),
-            (0 <= self.simplify_m < inf, f"simplify_m={self.simplify_m} is negative or endless"),
+        checked_vector(self.vector)
+        self.vector_options  # noqa: B018 - checks them
+        _require(
             (self.tile_size is None or self.tile_size > 0, f"tile_size={self.tile_size} is not positive"),
             (self.halo is None or self.halo >= 0, f"halo={self.halo} is negative"),
             (self.batch_size is None or self.batch_size > 0, f"batch_size={self.batch_size} is not positive"),
@@ -124,14 +137,7 @@ class PredictOptions:
             (self.stitch in ("blend", "crop"), f"stitch={self.stitch!r} is neither 'blend' nor 'crop'"),
             (self.tta in ("none", "flips", "d4"), f"tta={self.tta!r} is not known"),
             (self.provider in PROVIDER_NAMES, f"provider={self.provider!r} is not known"),
-        ]
-        for good, problem in checks:
-            if not good:
-                raise InputError(f"Option not usable: {problem}.", hint="See cegate-geo predict --help.")
-        if self.vector is not None and self.vector.suffix.lower() not in VECTOR_FORMATS:
-            raise InputError(
-                f"{self.vector.name} has no known vector format.", hint=f"Use one of {', '.join(VECTOR_FORMATS)}."
-            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +204,16 @@ class PredictResult:
             **paths,
             **{name: getattr(self, name) for name in (*names, *more)},
         }
+
+
+def checked_vector(vector: Path | None) -> None:
+    """Refuse polygons in an unknown format.
+
+    Raises:
+        InputError: If the name ends in none that is known.
+    """
+    if vector is not None and vector.suffix.lower() not in VECTOR_FORMATS:
+        raise InputError(f"{vector.name} has no known vector format.", hint=f"Use one of {', '.join(VECTOR_FORMATS)}.")
 
 
 def checked_output(output: Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -120,32 +121,52 @@ def predict_scenes(
     """Predict scenes one after the other; see `cegate_geo.api.predict_many`."""
     jobs = scene_jobs(scenes, folder, options)
     predictor = load_predictor(model, session_options(options), stated=options.stated, tile_size=options.tile_size)
+    results: list[PredictResult] = []
+    failures: list[SceneFailure] = []
+    share = _Share(progress, len(jobs))
+    with _made(folder):
+        for number, job in enumerate(jobs):
+            on_start(job)
+            monitor = Monitor(share.of(number), cancel)
+            try:
+                monitor.check()
+                result = predict_scene(
+                    job.scene, job.output, model=model, options=job.options, monitor=monitor, predictor=predictor
+                )
+            except CancelledError as error:
+                if results:
+                    kept = error.hint if "shards are kept" in error.hint else ""
+                    error.hint = f"{len(results)} of {len(jobs)} scenes are complete. {kept}".strip()
+                raise
+            except CegateError as error:
+                failures.append(SceneFailure(job.scene, error))
+                on_failure(failures[-1])
+            else:
+                results.append(result)
+                on_result(result)
+    return ScenesResult(results, failures)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder if it is missing; it goes again where nothing has come into it.
+
+    Raises:
+        InputError: If it can't be made.
+    """
+    is_new = not folder.exists()
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:
         raise InputError(
             f"The folder {folder} can't be made: {error.strerror}.", hint="Make it first, or choose another."
         ) from error
-    results: list[PredictResult] = []
-    failures: list[SceneFailure] = []
-    share = _Share(progress, len(jobs))
-    for number, job in enumerate(jobs):
-        on_start(job)
-        monitor = Monitor(share.of(number), cancel)
-        monitor.check()
-        try:
-            result = predict_scene(
-                job.scene, job.output, model=model, options=job.options, monitor=monitor, predictor=predictor
-            )
-        except CancelledError:
-            raise
-        except CegateError as error:
-            failures.append(SceneFailure(job.scene, error))
-            on_failure(failures[-1])
-        else:
-            results.append(result)
-            on_result(result)
-    return ScenesResult(results, failures)
+    try:
+        yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
 
 
 class _Share:

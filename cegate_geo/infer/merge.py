@@ -13,7 +13,7 @@ from cegate_geo.errors import CegateWarning, InputError
 from cegate_geo.infer.atomic import check_outputs, job_folder
 from cegate_geo.infer.finish import Product, Targets, finish, product_result, scratch_rasters
 from cegate_geo.infer.gdal import gdal_settings
-from cegate_geo.infer.job import PredictResult, checked_output
+from cegate_geo.infer.job import PredictResult, checked_output, checked_vector
 from cegate_geo.infer.job_header import StoredJob
 from cegate_geo.infer.job_key import describe_place
 from cegate_geo.infer.parts import Part
@@ -94,6 +94,7 @@ def _targets(job: StoredJob, options: MergeOptions) -> Targets:
     targets = replace(job.targets, polygons=polygons, **given)
     for raster in targets.rasters.values():
         checked_output(raster)
+    checked_vector(targets.vector)
     needs = {"confidence": targets.confidence or targets.vector, "probabilities": targets.probabilities}
     for layer, target in needs.items():
         if target is not None and layer not in job.key["layers"]:
@@ -132,6 +133,7 @@ def _join(
     store: ShardStore, job: StoredJob, targets: Targets, options: MergeOptions, monitor: Monitor
 ) -> PredictResult:
     with closing(Scene(job.scene, job.manifest, bands=job.bands, nodata=job.nodata)) as scene:
+        check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CegateWarning)  # the parts have said it
             view = settle_view(scene, job.manifest, gsd=job.gsd, resample=job.resample, force=True)

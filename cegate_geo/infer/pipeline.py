@@ -54,7 +54,7 @@ def predict_scene(
         closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
-        run = decide(settle(scene, predictor, options))
+        run = decide(settle(scene, predictor, options), monitor.wait)
         predictor = run.predictor  # lets go of the session that it was compared with
         sha256 = file_sha256(predictor.path)
         with _store(run, targets, model, sha256) as (run, store):
@@ -115,7 +115,7 @@ def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tup
         header = job_header(run, targets, model=model, sha256=sha256)
         store.begin(header)
         if store.header is not None:
-            run = _cut_as_before(run, stored_shard_shape(store.header))
+            run = cut_as_before(run, stored_shard_shape(store.header))
         try:
             yield run, store
         except CegateError as error:
@@ -123,7 +123,7 @@ def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tup
             raise
 
 
-def _cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:
+def cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:
     """The run with shards of the size that finished ones have."""
     width = min(shard_shape[1], run.region.width)
     if width > run.shard_shape[1]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -198,8 +199,13 @@ def _shard_shape(region: Window, width: int, options: PredictOptions) -> tuple[i
     return max(rows // BLOCK_SIZE, 1) * BLOCK_SIZE, min(width, -(-region.col_end // BLOCK_SIZE) * BLOCK_SIZE)
 
 
-def decide(run: Run) -> Run:
-    """The run once a tile of the scene has shown what the model gives, and that its provider can be trusted."""
+def decide(run: Run, wait: Callable[[Callable[[], Predictor]], Predictor] = lambda work: work()) -> Run:
+    """The run once a tile of the scene has shown what the model gives, and that its provider can be trusted.
+
+    Args:
+        run: What is settled.
+        wait: Runs what may take long and can't be interrupted; it may raise to stop.
+    """
     predictor = run.predictor
     is_decided, is_proven = predictor.manifest.output != "undecided", predictor.is_proven
     if is_decided and is_proven:
@@ -208,8 +214,8 @@ def decide(run: Run) -> Run:
     if tile is None:
         return run
     if not is_decided:
-        predictor = predictor.decided(tile)
-    predictor = predictor.proven(tile)
+        predictor = wait(partial(predictor.decided, tile))
+    predictor = wait(partial(predictor.proven, tile))
     batch_size = predictor.batch or run.options.batch_size or predictor.default_batch
     return replace(run, predictor=predictor, form=replace(run.form, batch_size=min(run.form.batch_size, batch_size)))
 

@@ -62,13 +62,15 @@ class ShardStore:
         return next((written.header for written in self.written.values()), None)
 
     def begin(self, header: Mapping[str, Any]) -> None:
-        """Open this run's journal.
+        """Open this run's journal; it says that shards are cut as in those that are there.
 
         Raises:
             InputError: If the folder holds shards of another job.
         """
         for written in self.written.values():
             require_same_job(self.path, written.header, header)
+        if self.header is not None:
+            header = {**header, "shard_shape": self.header["shard_shape"]}
         for remains in self.path.glob(f"*{SUFFIX}"):
             if self._part is None:  # nobody else works here
                 remains.unlink(missing_ok=True)
@@ -97,17 +99,17 @@ class ShardStore:
         if self._journal is not None:
             self._journal.add(entry)
 
-    def close(self) -> None:
-        """Close the journal; what holds no shard goes."""
+    def close(self, *, keep_empty: bool = False) -> None:
+        """Close the journal; one that holds no shard goes, unless it is to be kept."""
         if self._journal is None:
             return
         self._journal.close()
         written = read_journal(self._journal.path)
-        if written is not None and not written.entries and self._part is None:
+        if written is not None and not written.entries and not keep_empty:
             self._journal.path.unlink(missing_ok=True)
 
     def clear(self) -> None:
-        """Remove the folder: all that it was for is done."""
+        """Remove the folder: all that it was for is done. What is not of a job stays, in the folder."""
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -160,11 +162,13 @@ def open_store(path: Path, *, part: Part | None = None, make: bool = True) -> It
     """
     with ExitStack() as locks:
         _enter(locks, path, part=part, make=make)
-        store = ShardStore(path, part)
+        store, is_done = ShardStore(path, part), False
         try:
             yield store
+            is_done = True
         finally:
-            store.close()
+            # A part that has nothing to do says so to the merge.
+            store.close(keep_empty=is_done and part is not None)
             is_empty = not any(path.glob("journal*.jsonl"))
             locks.close()
             if is_empty:
@@ -192,10 +196,10 @@ def discard(path: Path) -> None:
     """
     if not path.is_dir():
         return
-    others = [p.name for p in path.iterdir() if not OURS.fullmatch(p.name)]
+    others = _others(path)
     if others:
         raise InputError(
-            f"{path} holds {others[0]}, which is no part of a job.", hint="Move it away, or choose another output."
+            f"{path} holds {others[0].name}, which is no part of a job.", hint="Move it away, or choose another output."
         )
     with hold(path / "lock") as mine:
         if not mine:
@@ -203,8 +207,18 @@ def discard(path: Path) -> None:
         _remove(path)
 
 
+def _others(path: Path) -> list[Path]:
+    """What lies in a folder of shards and is no part of a job: logs of a batch system, an output."""
+    return [entry for entry in path.iterdir() if not OURS.fullmatch(entry.name)]
+
+
 def _remove(path: Path) -> None:
     """Remove a folder that is locked. Renamed first: who comes meanwhile makes a new one, and works there."""
+    others = _others(path)
+    if others:
+        for entry in set(path.iterdir()) - set(others):
+            entry.unlink(missing_ok=True)
+        return
     gone = path.with_name(f".{path.name}.{os.getpid()}{SUFFIX}")
     try:
         path.rename(gone)

@@ -123,3 +123,25 @@ def test_the_command_says_it_for_people_and_programs(
     result = events[-1]
     assert (result["event"], result["dry_run"], result["tiles"]) == ("result", True, 4)
     assert not (tmp_path / "mask.tif").exists()
+
+
+def test_the_plan_of_a_part_is_what_is_done_then(tmp_path: Path) -> None:
+    path = toys.write_raster(tmp_path / "scene.tif", toys.noise((1100, 90)))
+    options = {"model": toys.identity(tmp_path / "m.onnx"), "shard": "1/3", "shard_rows": 512}
+    planned = plan(path, tmp_path / "mask.tif", **options)
+    done = predict(path, tmp_path / "mask.tif", **options)
+    assert planned.outputs == [done.output] == [tmp_path / "mask.tif.job"]
+    assert (planned.shards, planned.tiles) == (1, done.tiles)
+    planned = plan(path, tmp_path / "mask.tif", **options | {"shard": "2/2", "shard_rows": 4096})
+    assert planned.shards == 2, "cut as the shards that are there"
+
+
+def test_the_plan_refuses_shards_of_another_job(tmp_path: Path) -> None:
+    path = toys.write_raster(tmp_path / "scene.tif", toys.noise((70, 90)))
+    model = toys.identity(tmp_path / "m.onnx")
+    predict(path, tmp_path / "mask.tif", model=model, shard="1/1")
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match="tta was none, is flips"):
+        plan(path, tmp_path / "mask.tif", model=model, tta="flips")
+    assert plan(path, tmp_path / "mask.tif", model=model, tta="flips", resume=False).tiles > 0
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before, "nothing is written"

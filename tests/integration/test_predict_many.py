@@ -82,10 +82,22 @@ def test_names_that_would_meet_are_refused_before_any_work(tmp_path: Path, scene
 
 def test_cancelling_keeps_what_is_complete(tmp_path: Path, scenes: list[Path], model: Path) -> None:
     finished: list[Any] = []
-    with pytest.raises(CancelledError):
+    with pytest.raises(CancelledError) as told:
         predict_many(scenes, tmp_path / "out", model=model, on_result=finished.append, cancel=lambda: bool(finished))
+    assert told.value.hint == "1 of 3 scenes are complete."
     assert {p.name for p in (tmp_path / "out").glob("*.tif")} == {"a_mask.tif"}
     assert not [p for p in (tmp_path / "out").iterdir() if p.name.startswith(".")]
+
+
+def test_a_folder_into_which_nothing_came_is_not_left(tmp_path: Path, scenes: list[Path], model: Path) -> None:
+    gone = [tmp_path / "x.tif", tmp_path / "y.tif"]
+    assert len(predict_many(gone, tmp_path / "out", model=model).failures) == 2
+    with pytest.raises(CancelledError, match="Nothing was written"):
+        predict_many(scenes, tmp_path / "out", model=model, cancel=lambda: True)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    predict_many(gone, tmp_path / "out", model=model)
+    assert (tmp_path / "out").exists(), "it was there"
 
 
 def test_progress_goes_once_from_nothing_to_all(tmp_path: Path, scenes: list[Path], model: Path) -> None:

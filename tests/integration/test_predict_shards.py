@@ -20,6 +20,7 @@ import pytest
 import shapely
 
 from cegate_geo.api import Progress, merge, predict
+from cegate_geo.cli.main import main
 from cegate_geo.errors import CancelledError, CegateWarning, InputError, OutputExistsError
 from cegate_geo.infer.lock import hold
 from cegate_geo.infer.predictor import Predictor
@@ -392,12 +393,89 @@ def test_merge_asks_for_what_was_computed(given: dict[str, Any], tmp_path: Path)
     assert listing(tmp_path) == ["mask.qml", "mask.tif", "mask.tif.aux.xml"]
 
 
+@pytest.mark.parametrize("by", [merge, None])
+def test_a_finished_job_leaves_what_others_put_into_its_folder(
+    given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path, by: Any
+) -> None:
+    """Logs of a batch system, say, or the output itself."""
+    job = tmp_path / "mask.tif.job"
+    predict(**given, **places(tmp_path), **ROWS, shard="1/1")
+    (job / "part-1.log").write_text("precious")
+    if by is None:
+        predict(**given, **places(tmp_path), **ROWS)
+        assert listing(job) == ["part-1.log"]
+    else:
+        merge(job, job / "mask.tif")
+        assert listing(job) == ["mask.qml", "mask.tif", "mask.tif.aux.xml", "part-1.log"]
+    mask = tmp_path / "mask.tif" if by is None else job / "mask.tif"
+    assert hashlib.sha256(mask.read_bytes()).hexdigest() == one_run["mask.tif"]
+
+
+def test_journals_say_how_shards_are_really_cut(given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path) -> None:
+    """Who comes later cuts as those before, whatever the command says; the merge may read any journal first."""
+    for part, rows in (("2/2", 512), ("1/2", 1024)):
+        predict(**given, **places(tmp_path), shard_rows=rows, shard=part)
+    assert digests_of_merge(tmp_path) == {name: one_run[name] for name in digests(tmp_path)}
+
+
+def test_a_part_cancelled_before_its_first_shard_is_finished_leaves_nothing(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(CancelledError, match="Nothing was written"):
+        predict(**given, **places(tmp_path), **ROWS, shard="1/2", cancel=lambda: True)
+    assert listing(tmp_path) == []
+    predict(**given, **places(tmp_path), **ROWS, shard="2/2")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "mask.tif.job").glob("[jr]*")}
+    with pytest.raises(CancelledError):
+        predict(**given, **places(tmp_path), **ROWS, shard="1/2", cancel=lambda: True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "mask.tif.job").glob("[jr]*")} == before
+
+
+def test_merge_refuses_what_predict_refuses(given: dict[str, Any], tmp_path: Path) -> None:
+    predict(**given, **places(tmp_path), shard="1/1", **ROWS)
+    job = tmp_path / "mask.tif.job"
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"vector": tmp_path / "v.shp"}, "no known vector format"),
+        ({"min_area_m2": -3}, "min_area_m2=-3 is negative"),
+        ({"simplify_m": float("nan")}, "simplify_m=nan is"),
+        ({"vector_classes": ["nosuch"]}, "no class 'nosuch'"),
+    ]
+    for options, said in refused:
+        with pytest.raises(InputError, match=said):
+            merge(job, **options)
+        assert listing(tmp_path) == ["mask.tif.job"]
+
+
+def test_merge_tells_no_provider_without_a_reason(
+    given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict(**given, output=tmp_path / "mask.tif", shard="1/1", **ROWS)
+    assert main(["merge", str(tmp_path / "mask.tif.job")]) == 0
+    assert not [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith(":")]
+
+
 def test_a_folder_with_other_files_is_not_cleared_away(given: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "mask.tif.job").mkdir()
     (tmp_path / "mask.tif.job" / "thesis.doc").write_text("precious")
     with pytest.raises(InputError, match=r"thesis\.doc, which is no part of a job"):
         predict(**given, **places(tmp_path), **ROWS, resume=False)
     assert (tmp_path / "mask.tif.job" / "thesis.doc").read_text() == "precious"
+
+
+def test_merge_does_not_overwrite_an_asset_of_its_item(tmp_path: Path) -> None:
+    names = ("red", "green", "blue")
+    for name in names:
+        toys.write_raster(tmp_path / f"{name}.tif", toys.noise((70, 90), channels=1), photometric=None)
+    assets = {name: {"href": f"{name}.tif", "eo:bands": [{"common_name": name}]} for name in names}
+    item = tmp_path / "item.json"
+    item.write_text(
+        json.dumps({"type": "Feature", "stac_version": "1.0.0", "id": "x", "properties": {}, "assets": assets})
+    )
+    predict(item, tmp_path / "mask.tif", model=toys.identity(tmp_path / "m.onnx"), shard="1/1")
+    before = (tmp_path / "red.tif").read_bytes()
+    with pytest.raises(InputError, match=r"red\.tif is an input and an output"):
+        merge(tmp_path / "mask.tif.job", tmp_path / "red.tif", overwrite=True)
+    assert (tmp_path / "red.tif").read_bytes() == before
 
 
 @pytest.mark.parametrize("gsd", ["source", "model"])

@@ -337,3 +337,25 @@ def test_rasters_are_named_as_what_they_are(job: dict[str, Any], option: str, na
 def test_names_that_are_no_text_are_refused(job: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no text"):
         predict(**job | {"output": tmp_path / "m\udcffask.tif"})
+
+
+def test_cancelling_is_heard_while_the_provider_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes minutes where a provider compiles the model first."""
+    path = toys.write_raster(tmp_path / "scene.tif", toys.noise((70, 90)))
+    model, trying, end = toys.identity(tmp_path / "m.onnx"), threading.Event(), threading.Event()
+
+    def proven(self: Predictor, inputs: Any) -> Predictor:
+        trying.set()
+        end.wait(20)
+        return self
+
+    monkeypatch.setattr(Predictor, "is_proven", False)
+    monkeypatch.setattr(Predictor, "proven", proven)
+    began = time.monotonic()
+    try:
+        with pytest.raises(CancelledError):
+            predict(path, tmp_path / "mask.tif", model=model, cancel=trying.is_set)
+        assert time.monotonic() - began < 10
+    finally:
+        end.set()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "scene.tif"]
