@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-import geopandas
+import pyogrio
 
 from cegate_geo.train.config import AdaptConfig, ModelConfig, PeftConfig, SourceConfig, TrainConfig
 from cegate_geo.train.export import export_run
@@ -20,7 +20,8 @@ from cegate_geo.train.loop import AdaptProgress, adapt
 
 def class_names(labels: Path, field: str) -> list[str]:
     """The values of a field, 'other' first: it is what no polygon covers."""
-    found = sorted(set(geopandas.read_file(labels)[field]) - {"other"})
+    _, _, _, columns = pyogrio.raw.read(labels, columns=[field], read_geometry=False)
+    found = sorted(set(columns[0]) - {"other"})
     return ["other", *found]
 
 

@@ -168,7 +168,7 @@ def _model() -> Iterator[Finding]:
 
 
 def _training() -> Iterator[Finding]:
-    needed = ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "geopandas", "pillow")
+    needed = ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "pillow")
     missing = [package for package in needed if not _version(package)]
     if missing:
         hint = 'Only adapt, export and pretrain need it: pip install "cegate-geo[train]"'

@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name → module whose `command` is loaded when it is called, and what the help says."""
 
-TRAINING_PACKAGES = frozenset({"torch", "torchvision", "timm", "onnx", "onnxscript", "geopandas", "safetensors", "PIL"})
+TRAINING_PACKAGES = frozenset({"torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "PIL"})
 
 
 class LazyGroup(click.Group):

@@ -8,7 +8,7 @@ from typing import Literal
 
 from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ConfigError
-from cegate_geo.train.unlabelled import UnlabelledSource
+from cegate_geo.train.byte_rasters import UnlabelledSource
 
 Method = Literal[
     "gate",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from xml.etree import ElementTree as ET
 
-import geopandas
 import numpy as np
+import pyogrio
 import rasterio
 import shapely
 from rasterio.windows import Window as RasterioWindow
@@ -23,9 +23,9 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CegateWarning, InputError, LabelError
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 from cegate_geo.infer.reader import raster_errors
+from cegate_geo.train.byte_rasters import expand
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.regions import LabelFiles, RegionLabels, strips
-from cegate_geo.train.unlabelled import expand
 
 LEGEND_TAG = "CEGATE_LEGEND"
 NO_LABEL = -1
@@ -166,7 +166,15 @@ def _write_window(grid: RasterGrid, region: RegionLabels, path: Path) -> str | N
     corners = [(w.col_off, w.row_off), (w.col_end, w.row_off), (w.col_end, w.row_end), (w.col_off, w.row_end)]
     outline = shapely.Polygon([grid.transform @ corner for corner in corners])
     path.unlink(missing_ok=True)
-    geopandas.GeoDataFrame(geometry=[outline], crs=grid.crs_wkt).to_file(path)
+    pyogrio.raw.write(
+        path,
+        geometry=np.array([shapely.to_wkb(outline)], dtype=object),
+        field_data=[],
+        fields=[],
+        geometry_type="Polygon",
+        crs=grid.crs_wkt,
+        driver="GPKG",
+    )
     return str(path)
 
 

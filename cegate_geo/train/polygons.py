@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import geopandas
 import numpy as np
 import numpy.typing as npt
 import pyogrio
 import shapely
 from affine import Affine
-from pyproj import CRS
+from pyproj import CRS, Transformer
 from rasterio.features import rasterize
 
 from cegate_geo.domain.grid import RasterGrid
@@ -52,20 +54,29 @@ class Polygons:
                 f"{self.source}: the {lacking} have no CRS, the {other} does.".replace("raster have", "raster has"),
                 hint="Give both a CRS, or neither; a class raster of the same size needs none.",
             )
-        series = geopandas.GeoSeries(self.geometries, crs=self.crs)
-        if grid.crs_wkt is not None and len(series):
+        geometries = self.geometries
+        if grid.crs_wkt is not None and len(geometries):
             target = CRS.from_wkt(grid.crs_wkt)
-            if target != series.crs:
-                left, bottom, right, top = series.total_bounds
-                fine = series.segmentize(max(right - left, top - bottom) / EDGE_PARTS)
-                series = series.where(~series.is_valid, fine).to_crs(target)  # GEOS would mend invalid ones on the way
+            if target != self.crs:
+                geometries = _project(geometries, Transformer.from_crs(self.crs, target, always_xy=True))
         inverse = ~grid.transform
         a, b, c, d, e, f = tuple(inverse)[:6]
         pixels = shapely.transform(
-            series.to_numpy(), lambda p: np.stack([a * p[:, 0] + b * p[:, 1] + c, d * p[:, 0] + e * p[:, 1] + f], 1)
+            geometries, lambda p: np.stack([a * p[:, 0] + b * p[:, 1] + c, d * p[:, 0] + e * p[:, 1] + f], 1)
         )
         finite = np.isfinite(shapely.bounds(pixels)).all(1)  # a polygon at infinity is not in the raster
         return PixelPolygons(pixels[finite], self.channels[finite], grid.shape)
+
+
+def _project(geometries: npt.NDArray[Any], transformer: Transformer) -> npt.NDArray[Any]:
+    """Polygons in another CRS, with points between on their long edges."""
+    left, bottom, right, top = shapely.total_bounds(geometries)
+    fine = shapely.segmentize(geometries, max(right - left, top - bottom) / EDGE_PARTS)
+    fine = np.where(shapely.is_valid(geometries), fine, geometries)  # GEOS would mend invalid ones on the way
+    projected: npt.NDArray[Any] = shapely.transform(
+        fine, lambda xy: np.stack(transformer.transform(xy[:, 0], xy[:, 1]), axis=1)
+    )
+    return projected
 
 
 class PixelPolygons:
@@ -156,29 +167,35 @@ def read_polygons(path: Path, classes: ClassMap | None = None, *, field: str = "
         LabelError: If it can't be read, holds no polygons or other shapes too, lacks the field, or has unknown classes.
     """
     name, _, layer = str(path).partition("|")
+    name = os.path.expanduser(name)  # noqa: PTH111 - leaves "~draft.gpkg" alone, where pathlib raises
     try:
-        frame = geopandas.read_file(name, layer=layer.removeprefix("layername=") or None)
+        meta, _, wkb, values = pyogrio.raw.read(name, layer=layer.removeprefix("layername=") or None)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as error:
         raise LabelError(f"{path} can't be read as vectors: {error}.", hint="Check the path and the layer.") from error
-    if "geometry" not in frame:
+    if wkb is None:
         raise LabelError(f"{path} has no geometry.", hint="Choose the layer that has it: FILE|LAYER.")
-    frame = frame[~(frame.geometry.isna() | frame.geometry.is_empty)]
-    kinds = frame.geom_type.value_counts().to_dict()
-    others = {k: n for k, n in kinds.items() if k not in ("Polygon", "MultiPolygon")}
+    geometries = shapely.from_wkb(wkb)
+    drawn = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
+    geometries = geometries[drawn]
+    kinds = Counter(geometry.geom_type for geometry in geometries)
+    others = kinds.keys() - {"Polygon", "MultiPolygon"}
     if others or not kinds:
-        counted = ", ".join(f"{n} {k}" for k, n in kinds.items()) or "nothing"
+        counted = ", ".join(f"{n} {k}" for k, n in kinds.most_common()) or "nothing"
         raise LabelError(f"{path} holds {counted}; labels are polygons.", hint="Keep its polygons only.")
-    channels = np.full(len(frame), channel, np.uint8)
+    channels = np.full(len(geometries), channel, np.uint8)
     if field:
-        channels = _channels(frame, field, classes, path)
-    return Polygons(str(path), frame.crs, shapely.force_2d(frame.geometry.to_numpy()), channels)
+        columns = dict(zip(meta["fields"], values, strict=True))
+        channels = _channels({name: column[drawn] for name, column in columns.items()}, field, classes, path)
+    crs = CRS.from_user_input(meta["crs"]) if meta["crs"] else None
+    return Polygons(str(path), crs, shapely.force_2d(geometries), channels)
 
 
-def _channels(frame: Any, field: str, classes: ClassMap | None, path: Path) -> npt.NDArray[np.uint8]:
-    if field not in frame.columns or classes is None:
-        fields = ", ".join(c for c in frame.columns if c != "geometry")
-        raise LabelError(f"{path} has no field {field!r}.", hint=f"It has: {fields}.")
-    texts = [value_text(v) for v in frame[field]]
+def _channels(
+    columns: Mapping[str, npt.NDArray[Any]], field: str, classes: ClassMap | None, path: Path
+) -> npt.NDArray[np.uint8]:
+    if field not in columns or classes is None:
+        raise LabelError(f"{path} has no field {field!r}.", hint=f"It has: {', '.join(columns)}.")
+    texts = [value_text(v) for v in columns[field].tolist()]
     table = {text: classes.channel(text) for text in dict.fromkeys(texts)}
     strange = [text for text, channel in table.items() if channel is None]
     if strange:

@@ -18,6 +18,7 @@ from PIL import Image
 from cegate_geo import __version__
 from cegate_geo.errors import CancelledError, ConfigError
 from cegate_geo.train.backbone import BackboneSpec, load_backbone, normalise, save_backbone
+from cegate_geo.train.byte_rasters import UnlabelledSource
 from cegate_geo.train.config_file import to_table
 from cegate_geo.train.mim import (
     MaskedAutoencoder,
@@ -28,7 +29,7 @@ from cegate_geo.train.mim import (
 )
 from cegate_geo.train.run_files import make_run_folder, write_text
 from cegate_geo.train.state import load_state, save_state
-from cegate_geo.train.unlabelled import ChipSampler, UnlabelledSource
+from cegate_geo.train.unlabelled import ChipSampler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,11 +11,11 @@ from cegate_geo.domain.grid import RasterGrid
 from cegate_geo.domain.legend import IGNORE_INDEX, Legend
 from cegate_geo.domain.windows import Window, iter_blocks
 from cegate_geo.errors import LabelError
+from cegate_geo.train.byte_rasters import expand
 from cegate_geo.train.class_rasters import ClassRaster
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.labels import ClassMap, LabelReader, Labels
 from cegate_geo.train.polygons import PixelPolygons, PolygonLabels, Polygons, is_vector, read_polygons
-from cegate_geo.train.unlabelled import expand
 
 STRIP_ROWS = 512
 """Rows that are read at once where a whole raster is gone through."""

@@ -15,10 +15,10 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import LabelError
 from cegate_geo.infer.gsd import GroundMeasure
 from cegate_geo.infer.reader import Scene
+from cegate_geo.train.byte_rasters import expand
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.labels import Labels
 from cegate_geo.train.regions import LabelFiles, RegionLabels, strips
-from cegate_geo.train.unlabelled import expand
 
 BAND_NAMES = ("red", "green", "blue")
 HELD_MARGIN = 512

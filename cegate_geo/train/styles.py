@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cegate_geo.errors import InputError
-from cegate_geo.train.unlabelled import UnlabelledSource, expand, open_uint8
+from cegate_geo.train.byte_rasters import UnlabelledSource, expand, open_uint8
 
 Image = npt.NDArray[np.uint8]
 Method = Literal["histogram", "fourier", "both"]

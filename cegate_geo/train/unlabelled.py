@@ -1,38 +1,17 @@
-"""Random chips from unlabelled rasters, for pre-training and style pools."""
+"""Random chips from unlabelled rasters, for pre-training."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 import torch
-from rasterio.windows import Window
 from torch.nn import functional as F
 
-from cegate_geo.errors import InputError, RasterError
-
-SIDECARS = (".aux.xml", ".ovr", ".msk", ".qml")
-"""Endings of files that belong to a raster and are none."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnlabelledSource:
-    """Rasters to draw chips from."""
-
-    images: str
-    """Path or glob pattern."""
-    weight: float = 1.0
-    """Share of the chips relative to other sources."""
-    bands: tuple[int, ...] = (1, 2, 3)
-    """Bands, from 1, in the order red, green, blue."""
+from cegate_geo.errors import InputError
+from cegate_geo.train.byte_rasters import UnlabelledSource, expand, open_uint8
 
 
 class ChipSampler:
@@ -84,61 +63,6 @@ def _jitter(chip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     offset = float(rng.uniform(-0.05, 0.05))
     gamma = float(np.exp(rng.uniform(-0.25, 0.25)))
     return (chip.clamp(1e-4, 1).pow(gamma) * gain * float(rng.uniform(0.8, 1.2)) + offset).clamp_(0, 1)
-
-
-def expand(pattern: str) -> list[Path]:
-    """Files that match a path or glob pattern, sorted, without what GDAL and QGIS lay beside a raster.
-
-    Raises:
-        InputError: If none does.
-    """
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - absolute patterns, too
-    paths = [Path(p) for p in found if not p.lower().endswith(SIDECARS)]
-    if not paths:
-        raise InputError(
-            f"No file matches {pattern!r}.", hint="Check the path; patterns are relative to where you are."
-        )
-    return paths
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without rasterio's warning for files that lie nowhere: chips need no georeference."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        yield
-
-
-class Uint8Raster:
-    """Three bands of an open raster of 8 bits. Made by `open_uint8`."""
-
-    def __init__(self, dataset: Any, bands: tuple[int, ...]) -> None:
-        self._dataset, self._bands = dataset, bands
-        self.shape: tuple[int, int] = dataset.shape
-
-    def read(self, row: int, col: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """(3, height, width) of a window within the raster."""
-        values: npt.NDArray[np.uint8] = self._dataset.read(self._bands, window=Window(col, row, width, height))
-        return values
-
-
-@contextlib.contextmanager
-def open_uint8(path: Path, bands: tuple[int, ...]) -> Iterator[Uint8Raster]:
-    """Open a raster to look at its pixels only: whatever its place, as long as it holds bytes.
-
-    Raises:
-        RasterError: If it can't be read, lacks a band, or holds other numbers.
-    """
-    try:
-        with _quiet(), rasterio.open(path) as dataset:
-            if max(bands) > dataset.count or dataset.dtypes[0] != "uint8":
-                raise RasterError(
-                    f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; bands {bands} of uint8 are needed.",
-                    hint="Choose other bands, or scale it to 8 bits first (gdal_translate -ot Byte -scale).",
-                )
-            yield Uint8Raster(dataset, bands)
-    except rasterio.errors.RasterioIOError as error:
-        raise RasterError(f"{path} can't be read: {error}.", hint="Check that it is a raster.") from error
 
 
 def _read_uint8(path: Path, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -45,8 +45,6 @@ a scene: it is segmented first, only where it has to be, and nothing of that is 
 label or prediction do not count. Where no polygon is, the ground is <b>background</b>; "ignore" leaves it out, for
 labels that are only examples.</p>
 <p>A few polygons of your own, drawn where the model was not trained, tell more than any figure in its card.</p>
-<h3>Engine</h3>
-<p>Needs the variant 'train' of the engine: <i>Set up the engine</i> installs it.</p>
 """.replace("\n", " ").strip()
 
 

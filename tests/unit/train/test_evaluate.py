@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -224,6 +226,47 @@ def test_the_command_takes_a_model_and_remaps(tmp_path: Path, model: Path) -> No
 )
 def test_usage_that_can_not_be_meant_is_refused(words: list[str]) -> None:
     assert run(*words).exit_code == 2
+
+
+WITHOUT_TRAINING = """
+import sys
+for name in ("torch", "torchvision", "timm", "onnx", "onnxscript", "safetensors", "geopandas", "pandas", "PIL"):
+    sys.modules[name] = None
+from cegate_geo.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run_without_training(*words: Any) -> subprocess.CompletedProcess[str]:
+    """The command where nothing of the extra `train` can be imported, as after `pip install "cegate-geo[cpu]"`."""
+    argv = [sys.executable, "-c", WITHOUT_TRAINING, "evaluate", *(str(w) for w in words)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_mask_is_evaluated_to_the_same_figures_without_the_extra_train(
+    tmp_path: Path, mask: Path, truth: Path
+) -> None:
+    aoi = write_polygons(tmp_path / "aoi.gpkg", [pixel_box(0, 0, 70, 60)])
+    raster = write_raster(tmp_path / "labels.tif", np.full(SHAPE, 3, np.uint8))
+    for words, expected in (
+        (["--labels", truth, "--label-field", "kind"], evaluate_mask(mask, truth, label_field="kind")),
+        (["--labels", truth, "--label-field", "kind", "--aoi", aoi, "--rows", "5:40"],
+         evaluate_mask(mask, truth, label_field="kind", aoi=str(aoi), rows=(5, 40))),
+        (["--labels", raster], evaluate_mask(mask, raster)),
+    ):  # fmt: skip
+        result = run_without_training(mask, *words, "--json", "-")
+        assert result.returncode == 0, result.stderr
+        assert json.loads(result.stdout) == expected
+
+
+def test_a_model_is_evaluated_to_the_same_figures_without_the_extra_train(tmp_path: Path, model: Path) -> None:
+    scene = bright_scene(tmp_path, "scene.tif")
+    labels = write_polygons(tmp_path / "truth.gpkg", [pixel_box(50, 40, 130, 90)])
+    words = ["--model", model, "--images", scene, "--labels", labels, "--rows", "80:120", "--json", "-"]
+    result = run_without_training(*words)
+    assert result.returncode == 0, result.stderr
+    expected = evaluate_model(model, str(scene), str(labels), rows=(80, 120))
+    assert json.loads(result.stdout) == expected
 
 
 def test_classes_of_a_foreign_mask_can_be_named(tmp_path: Path) -> None:

@@ -188,6 +188,14 @@ def test_outside_of_aoi_rows_and_columns_nothing_is_labelled(tmp_path: Path, ras
     assert scene.extent == Window(col_off=10, row_off=30, width=40, height=40)
 
 
+def test_an_aoi_may_lie_in_the_home_folder(tmp_path: Path, raster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    labels = write_polygons(tmp_path / "labels.gpkg", [pixel_box(0, 0, 120, 45)])
+    write_polygons(tmp_path / "aoi.gpkg", [pixel_box(10, 20, 60, 80)])
+    scene = opened(raster, labels, aoi="~/aoi.gpkg")
+    assert scene.extent == Window(col_off=10, row_off=20, width=50, height=60)
+
+
 def test_a_raster_without_polygons_is_background_only_within_an_aoi(tmp_path: Path) -> None:
     far = Affine(0.5, 0, 601_000, 0, -0.5, 4_000_000)
     write_raster(tmp_path / "a.tif", noise(SHAPE))

@@ -10,8 +10,8 @@ import pytest
 import rasterio
 
 from cegate_geo.errors import InputError, RasterError
+from cegate_geo.train.byte_rasters import UnlabelledSource
 from cegate_geo.train.styles import Method, StylePool, cumulative_histograms, match_histograms, swap_amplitudes
-from cegate_geo.train.unlabelled import UnlabelledSource
 
 Image = npt.NDArray[np.uint8]
 SIDE = 64

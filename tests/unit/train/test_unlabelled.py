@@ -11,7 +11,8 @@ from affine import Affine
 from train_files import noise, write_raster
 
 from cegate_geo.errors import InputError, RasterError
-from cegate_geo.train.unlabelled import ChipSampler, UnlabelledSource, expand
+from cegate_geo.train.byte_rasters import UnlabelledSource, expand
+from cegate_geo.train.unlabelled import ChipSampler
 
 
 def test_chips_have_their_size_and_range_and_the_generator_decides(tmp_path: Path) -> None:
