@@ -9,6 +9,7 @@ import click
 
 from cegate_geo.cli.events import EventStream, ProgressEvents, progress_bar, watch_cancel
 from cegate_geo.cli.predict import WordList, summary
+from cegate_geo.infer.heap import give_back_freed_memory
 
 
 @click.command("merge", short_help="Join the shards of a prediction.")
@@ -32,6 +33,7 @@ def command(state: dict[str, Any], /, job: Path, *, output: Path | None, events:
     from cegate_geo.api import merge
 
     stream: EventStream | None = state.get("events") if events else None
+    give_back_freed_memory()
     with watch_cancel(stream) as cancel:
         if stream is not None:
             stream.hello("merge")

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cegate_geo.cli.events import EventStream, ProgressEvents, progress_bar, watch_cancel
+from cegate_geo.infer.heap import give_back_freed_memory
 from cegate_geo.infer.providers import PROVIDER_NAMES
 
 UNITS_MB = {"": 1.0, "M": 1.0, "MB": 1.0, "G": 1024.0, "GB": 1024.0}
@@ -203,6 +204,7 @@ def command(
     if batch_size != "auto" and not batch_size.isdecimal():
         raise click.BadParameter("Write a number, or auto.", param_hint="--batch-size")
     options: dict[str, Any] = {**given, "batch_size": None if batch_size == "auto" else int(batch_size)}
+    give_back_freed_memory()
     with watch_cancel(stream) as cancel:
         if stream is not None:
             stream.hello("predict")

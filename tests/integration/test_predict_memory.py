@@ -54,6 +54,30 @@ def test_memory_does_not_grow_with_the_height_of_the_scene(tmp_path: Path) -> No
     assert peaks[1] - peaks[0] <= 50
 
 
+COMMAND = """
+import sys
+from cegate_geo.cli.main import main
+assert main(["predict", *sys.argv[1:]]) == 0
+lines = open("/proc/self/status").read().splitlines()
+print("peak", next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10)
+"""
+
+
+def command_peak_mb(*words: str | Path) -> float:
+    """Of the command line, whose process gives memory back."""
+    done = subprocess.run([sys.executable, "-c", COMMAND, *map(str, words)], check=True, capture_output=True, text=True)
+    return float(done.stdout.rpartition("peak ")[2])
+
+
+def test_memory_does_not_grow_with_the_width_of_the_scene(tmp_path: Path) -> None:
+    model = toys.brightness(tmp_path / "m.onnx", size=512, halo=32)
+    peaks = []
+    for width in (10_000, 40_000):
+        scene = empty_scene(tmp_path / f"{width}.tif", (4000, width), 0.13)
+        peaks.append(command_peak_mb(scene, "-o", tmp_path / f"{width}_mask.tif", "-m", model))
+    assert peaks[1] - peaks[0] <= 50
+
+
 def empty_scene(path: Path, shape: tuple[int, int], gsd_m: float, **more: Any) -> Path:
     """A sparse scene with some noise at its top."""
     where = {"crs": "EPSG:32645", "transform": Affine(gsd_m, 0, 300_000, 0, -gsd_m, 3_000_000)}

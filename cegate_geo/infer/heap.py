@@ -1,0 +1,31 @@
+"""How the C library keeps freed memory."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+LARGE = 4 * 2**20
+"""Bytes of a block that goes back to the system when it is freed."""
+ARENAS = 2
+
+
+def give_back_freed_memory() -> bool:
+    """Ask glibc to give large freed blocks back, and to let threads share what they keep of small ones.
+
+    By default it learns from the first large blocks that are freed to keep all of that size, and each thread keeps its
+    own: the threads of one shard after the other each hold on to holes that the next buffers do not fit into, and a
+    process grows with their number (by 70 MB over four strips of a scene of 40,000 columns). For a process that
+    predicts, before it starts threads; not for a library to call.
+
+    Returns:
+        Whether the allocator took the settings (Linux with glibc only).
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(mallopt(name, value) == 1 for name, value in ((_M_MMAP_THRESHOLD, LARGE), (_M_ARENA_MAX, ARENAS)))
