@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Mapping
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 LARGE = 4 * 2**20
@@ -22,10 +23,15 @@ def give_back_freed_memory() -> bool:
     Returns:
         Whether the allocator took the settings (Linux with glibc only).
     """
+    return tell_allocator({_M_MMAP_THRESHOLD: LARGE, _M_ARENA_MAX: ARENAS})
+
+
+def tell_allocator(settings: Mapping[int, int]) -> bool:
+    """Give settings to glibc's `mallopt`, by the numbers of malloc.h; says whether it took them all."""
     if sys.platform != "linux":
         return False
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return False
-    return all(mallopt(name, value) == 1 for name, value in ((_M_MMAP_THRESHOLD, LARGE), (_M_ARENA_MAX, ARENAS)))
+    return all(mallopt(name, value) == 1 for name, value in settings.items())
