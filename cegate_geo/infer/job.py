@@ -128,6 +128,10 @@ class PredictOptions:
                 "a part of a job goes to the job folder that resume=False does without",
             ),
             (not self.invert_aoi or self.aoi is not None, "invert_aoi is set, but there is no aoi"),
+            (
+                self.vector is not None or self.vector_options == VectorOptions(),
+                "min_area_m2, simplify_m or vector_classes is set, but there is no vector",
+            ),
             (self.gsd in ("source", "model"), f"gsd={self.gsd!r} is neither 'source' nor 'model'"),
             (self.resample in ("auto", "always", "never"), f"resample={self.resample!r} is not known"),
             (

@@ -441,7 +441,8 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path: Path) -> N
     model = toys.identity(tmp_path / "m.onnx")
     before = sorted(p.name for p in tmp_path.iterdir())
     bad = [{"tile_size": 32}, {"halo": 32}, {"halo": -1}, {"nodata": [1, 2]}, {"vector": tmp_path / "x.shp"},
-           {"min_area_m2": -1}, {"threads": -1}, {"invert_aoi": True}, {"aoi": tmp_path / "nothing.gpkg"},
+           {"min_area_m2": -1}, {"min_area_m2": 5}, {"vector_classes": ["a"]},
+           {"threads": -1}, {"invert_aoi": True}, {"aoi": tmp_path / "nothing.gpkg"},
            {"max_memory_mb": 1}, {"confidence": tmp_path / "mask.tif"}, {"require_gpu": True}]  # fmt: skip
     for options in bad:
         with pytest.raises(CegateError) as caught:
