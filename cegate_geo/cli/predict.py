@@ -291,7 +291,7 @@ def _plan_summary(plan: Any) -> str:
     grid, size = plan.grid, plan.tile_shape
     ground = "unknown" if plan.ground is None else f"{plan.ground['x_m']:.3g} x {plan.ground['y_m']:.3g} m"
     made_for = "" if plan.model_gsd_m is None else ", the model is for {:.3g} to {:.3g} m".format(*plan.model_gsd_m)
-    seen, how = plan.resampled, f"{plan.provider} ({plan.provider_reason}), {plan.batch_size} tiles at a time"
+    seen, how = plan.resampled, f"{plan.provider} ({plan.provider_reason}), {_count(plan.batch_size, 'tile')} at a time"
     lines = [
         f"grid      {grid['width']:,} x {grid['height']:,} px, {grid['crs'] or 'no CRS'}",
         f"pixels    {ground}{made_for}",
@@ -304,6 +304,10 @@ def _plan_summary(plan: Any) -> str:
         *(f"would write {path}" for path in plan.outputs),
     ]
     return "\n".join(lines)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _duration(seconds: float | None) -> str:

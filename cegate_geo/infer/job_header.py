@@ -38,6 +38,7 @@ def job_header(run: Run, targets: Targets, *, model: Path, sha256: str) -> dict[
         "region": [region.col_off, region.row_off, region.width, region.height],
         "shard_shape": list(run.shard_shape),
         "model": str(model),
+        "provider": [run.predictor.provider, run.predictor.reason],
         "manifest": run.predictor.manifest.to_json(),
         "tags": tags(run, sha256),
         "targets": {name: None if path is None else str(path.absolute()) for name, path in place.items()}
@@ -75,6 +76,8 @@ class StoredJob:
     """The part whose journal it is."""
     key: Mapping[str, Any]
     model: str
+    provider: str
+    provider_reason: str
     tags: Mapping[str, str]
     targets: Targets
 
@@ -90,6 +93,7 @@ class StoredJob:
             region = Window(col_off=col, row_off=row, width=width, height=height)
             grid = int(header["grid"][0]), int(header["grid"][1])
             shape = stored_shard_shape(header)
+            provider, reason = (str(text) for text in header["provider"])
             more = {name: Path(value) for name, value in header["targets"].items() if isinstance(value, str)}
             return cls(
                 scene=str(header["scene"]),
@@ -102,6 +106,8 @@ class StoredJob:
                 part=Part.parse(header["part"]) if header["part"] else None,
                 key=header["key"],
                 model=str(header["model"]),
+                provider=provider,
+                provider_reason=reason,
                 tags=header["tags"],
                 targets=Targets(
                     output=more["output"],

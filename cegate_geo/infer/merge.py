@@ -59,7 +59,8 @@ def merge_job(folder: Path, options: MergeOptions, *, monitor: Monitor) -> Predi
         result,
         resumed_shards=len(job.windows),
         seconds=round(time.monotonic() - started, 3),
-        provider=str(job.key["provider"]),
+        provider=job.provider,
+        provider_reason=job.provider_reason,
         model=job.model,
         model_sha256=str(job.key["model"]),
     )

@@ -105,16 +105,18 @@ def test_many_shards_give_the_bytes_of_one(
 def test_parts_in_any_order_merged_give_the_bytes_of_one(
     given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path
 ) -> None:
-    for part in ((3, 3), "1/3"):
-        result = predict(**given, **places(tmp_path), **ROWS, shard=part)
+    for name in ((3, 3), "1/3"):
+        result = predict(**given, **places(tmp_path), **ROWS, shard=name)
         assert listing(tmp_path) == ["mask.tif.job"]
         assert result.output == tmp_path / "mask.tif.job"
     with pytest.raises(InputError, match=r"1 of 4 shards are missing.*r512c0\.shard.*--shard 2/3,"):
         merge(tmp_path / "mask.tif.job")
-    predict(**given, **places(tmp_path), **ROWS, shard="2/3")
+    part = predict(**given, **places(tmp_path), **ROWS, shard="2/3")
     assert len(shards_in(tmp_path / "mask.tif.job")) == 4
     result = merge(tmp_path / "mask.tif.job")
     assert digests(tmp_path) | sums(result) == one_run
+    assert (result.provider, result.provider_reason) == (part.provider, part.provider_reason)
+    assert part.provider_reason
     assert "mask.tif.job" not in listing(tmp_path)
 
 
