@@ -25,7 +25,6 @@ import numpy as np
 import onnx
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
@@ -35,17 +34,17 @@ from cegate_geo.train.job import DATA_STREAM, collect_facts, read_areas
 from cegate_geo.train.loop import learning_rate, segmentation_loss
 from cegate_geo.train.onnx_graph import build_graph
 from cegate_geo.train.run_files import write_text
+from cegate_geo.train.unet import WIDTHS, UNet
 from cegate_geo.train.validation import validate
 
 SUITE = Path(__file__).with_name("buildings.toml")
 """The demo model's own benchmark: its recipe, and where it is measured."""
-WIDTHS = (14, 28, 56, 112)
 RATE = 2e-3
 VALIDATE_EVERY = 100
 
 
-class UNet(nn.Module):
-    """Ronneberger et al. 2015, narrow: four levels, batch norm, bilinear upsampling.
+class Control(nn.Module):
+    """A `UNet` on images in 0-1 units.
 
     Args:
         classes: Number of classes K.
@@ -53,30 +52,12 @@ class UNet(nn.Module):
 
     def __init__(self, classes: int) -> None:
         super().__init__()
-        self.down = nn.ModuleList(_pair(before, width) for before, width in zip((3, *WIDTHS), WIDTHS, strict=False))
-        self.up = nn.ModuleList(
-            _pair(deep + width, width) for deep, width in zip(WIDTHS[:0:-1], WIDTHS[-2::-1], strict=True)
-        )
-        self.head = nn.Conv2d(WIDTHS[0], classes, 1)
+        self.unet = UNet(classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, H, W) in 0-1 units → logits (N, K, H, W); H and W are multiples of 8."""
-        values, kept = (images - 0.45) / 0.225, []
-        for number, stage in enumerate(self.down):
-            values = stage(values if number == 0 else F.max_pool2d(values, 2))
-            kept.append(values)
-        for stage, skip in zip(self.up, kept[-2::-1], strict=True):
-            larger = F.interpolate(values, scale_factor=2.0, mode="bilinear", align_corners=False)
-            values = stage(torch.cat([larger, skip], 1))
-        logits: torch.Tensor = self.head(values)
+        logits: torch.Tensor = self.unet((images - 0.45) / 0.225)
         return logits
-
-
-def _pair(before: int, width: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for channels in (before, width):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 def main() -> None:
@@ -158,7 +139,7 @@ def train(run: Path, config: AdaptConfig, imagery: Path) -> None:
     )
     tiles = [read_tile(area, window) for area, window in validation_tiles(held_out, crop=config.model.tile_size)]
     torch.manual_seed(settings.seed)
-    model = UNet(len(config.legend))
+    model = Control(len(config.legend))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=settings.weight_decay)
     best, kept = -1.0, model.state_dict()
     with (run / "metrics.jsonl").open("w", encoding="utf-8") as log:
@@ -203,7 +184,7 @@ def manifest(config: AdaptConfig, facts: dict[str, Any]) -> Manifest:
     )
 
 
-def export(model: UNet, contract: Manifest, path: Path) -> None:
+def export(model: Control, contract: Manifest, path: Path) -> None:
     """One ONNX file with the manifest in it."""
     graph = build_graph(model.eval(), tile_size=contract.tile_size)
     onnx.helper.set_model_props(graph, contract.to_metadata())

@@ -64,7 +64,7 @@ class ModelConfig:
     """timm name."""
     weights: str = ""
     """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none."""
-    head: Literal["linear", "dpt", "dpt-detail", "upernet", "mask2former"] = "dpt"
+    head: Literal["linear", "dpt", "dpt-detail", "dpt-unet", "upernet", "mask2former"] = "dpt"
     head_dim: int = 128
     """Width of the head."""
     tile_size: int = 512

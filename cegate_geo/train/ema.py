@@ -9,26 +9,26 @@ import torch
 
 
 class Ema:
-    """Averaged copies of some parameters; these are what is validated and exported.
+    """Averaged copies of some weights; these are what is validated and exported.
 
     The decay rises from 0.1 at the first step to `decay`, so that short runs are averaged over what they have.
 
     Args:
-        parameters: The trained parameters, in a stable order.
+        tensors: The trained parameters, and the statistics that belong to them, in a stable order.
         decay: Share of the old average that stays at each step; 0 makes the average follow the weights.
     """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], *, decay: float) -> None:
-        self.parameters = list(parameters)
+    def __init__(self, tensors: Iterable[torch.Tensor], *, decay: float) -> None:
+        self.tensors = list(tensors)
         self.decay = decay
-        self.shadow = [p.detach().clone() for p in self.parameters]
+        self.shadow = [t.detach().clone() for t in self.tensors]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after `step` + 1 steps."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for shadow, parameter in zip(self.shadow, self.parameters, strict=True):
-            shadow.lerp_(parameter, 1 - decay)
+        for shadow, tensor in zip(self.shadow, self.tensors, strict=True):
+            shadow.lerp_(tensor, 1 - decay)
 
     @contextlib.contextmanager
     def swapped(self) -> Iterator[None]:
@@ -41,9 +41,9 @@ class Ema:
 
     @torch.no_grad()
     def _swap(self) -> None:
-        for index, parameter in enumerate(self.parameters):
-            own = parameter.detach().clone()
-            parameter.copy_(self.shadow[index])
+        for index, tensor in enumerate(self.tensors):
+            own = tensor.detach().clone()
+            tensor.copy_(self.shadow[index])
             self.shadow[index] = own
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -52,4 +52,4 @@ class Ema:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take back what `state_dict` gave."""
-        self.shadow = [state[str(n)].to(p.device) for n, p in enumerate(self.parameters)]
+        self.shadow = [state[str(n)].to(t.device) for n, t in enumerate(self.tensors)]

@@ -1,7 +1,7 @@
 """Segmentation heads on the token maps of a ViT.
 
 Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, and the image that they were
-made from, to logits (N, K, H', W') on a finer grid; `Segmenter` resamples them to the image.
+made from, to logits (N, K, H', W') on a finer grid, or to a tuple of such; `Segmenter` resamples them to the image.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
+from cegate_geo.train.unet import UNet
 from cegate_geo.train.upernet import UPerNetHead, reassemble
 
-HEADS = ("linear", "dpt", "dpt-detail", "upernet")
+HEADS = ("linear", "dpt", "dpt-detail", "dpt-unet", "upernet")
 
 
 def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) -> nn.Module:
@@ -30,6 +31,8 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) ->
         return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
     if name == "dpt-detail":
         return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+    if name == "dpt-unet":
+        return LateFusionHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
     if name == "upernet":
         return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
     if name == "mask2former":
@@ -143,6 +146,29 @@ class DetailHead(nn.Module):
         joined = self.narrow(self.dpt.fuse(features, maps))
         joined = F.interpolate(joined, size=fine.shape[-2:], mode="bilinear", align_corners=False)
         return self.dpt.out(torch.cat([joined, fine], 1))
+
+
+class LateFusionHead(nn.Module):
+    """A `DetailHead` beside a small U-Net on the image, each trained with a loss of its own; their logits are averaged.
+
+    The two fail in different places: a ViT on ground that its features do not tell apart, a U-Net on roofs of a
+    make that it has not seen. Trained on the average alone, the one would learn to lean on the other.
+
+    Args:
+        in_dim: Width D of the tokens.
+        levels: Number of feature maps.
+        dim: Width of the head, a multiple of 8.
+        classes: Number of classes K.
+    """
+
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+        super().__init__()
+        self.detail = DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        self.unet = UNet(classes)
+
+    def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Levels (N, D, h, w) and the image (N, 3, H, W) → (N, K, H / 2, W / 2) and (N, K, H, W)."""
+        return self.detail(features, image), self.unet(image)
 
 
 def _downsample(channels: int, dim: int) -> nn.Module:

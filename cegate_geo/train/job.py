@@ -114,7 +114,7 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
     return Job(
         run=run,
         gate=gate,
-        ema=Ema(run.trained_parameters(), decay=settings.ema),
+        ema=Ema([*run.trained_parameters(), *run.running_statistics()], decay=settings.ema),
         optimizer=_optimizer(run, settings),
         sampler=sampler,
         tiles=tiles,

@@ -12,7 +12,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +142,12 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, *, pixels: int
     return total / max(1, int((labels != IGNORE_INDEX).sum()) if pixels is None else pixels)
 
 
+def training_loss(branches: Sequence[torch.Tensor], labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
+    """Mean of the losses of all branches of a head; see `segmentation_loss`."""
+    losses = [segmentation_loss(logits, labels, pixels=pixels) for logits in branches]
+    return torch.stack(losses).mean()
+
+
 def _claim(folder: Path, config: AdaptConfig, *, resume: bool) -> None:
     """Refuse a folder that belongs to another run."""
     path = folder / CONFIG
@@ -189,8 +195,8 @@ def _choose(job: Job, step: int) -> dict[str, Any]:
 
     def loss_of(sample: Batch) -> torch.Tensor:
         with autocast(job.device, job.precision):
-            logits = job.run.segmenter(sample[0].to(job.device))
-        return segmentation_loss(logits, sample[1].to(job.device))
+            branches = job.run.segmenter.branches(sample[0].to(job.device))
+        return training_loss(branches, sample[1].to(job.device))
 
     samples = ((images[n : n + 1], labels[n : n + 1]) for n in range(len(images)))
     return job.gate.rescore(step, samples, loss_of).to_json()
@@ -225,8 +231,8 @@ def _backward(job: Job, batch: Batch) -> float:
     value = 0.0
     for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
         with autocast(job.device, job.precision):
-            logits = job.run.segmenter(images.to(job.device))
-        loss = segmentation_loss(logits, labels.to(job.device), pixels=pixels)
+            branches = job.run.segmenter.branches(images.to(job.device))
+        loss = training_loss(branches, labels.to(job.device), pixels=pixels)
         loss.backward()
         value += float(loss.detach())
     return value

@@ -46,6 +46,10 @@ class Run:
         backbone = list(self.segmenter.backbone.parameters()) if self.config.peft.method == "full" else []
         return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *backbone]
 
+    def running_statistics(self) -> list[torch.Tensor]:
+        """Means and variances that the head's batch normalisation keeps, in a stable order; none in most heads."""
+        return [b for b in self.segmenter.head.buffers() if b.is_floating_point()]
+
     @property
     def keeps_backbone(self) -> bool:
         """Whether the backbone's weights can't be had elsewhere: they were trained, or drawn at random."""

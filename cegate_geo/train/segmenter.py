@@ -38,13 +38,23 @@ class Segmenter(nn.Module):
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) in 0-1 units → logits (N, K, H, W); H and W are multiples of the patch."""
+        """(N, 3, H, W) in 0-1 units → logits (N, K, H, W), the mean of all branches; H, W: multiples of the patch."""
+        first, *others = self.branches(images)
+        return sum(others, first) / (1 + len(others)) if others else first
+
+    def branches(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 3, H, W) in 0-1 units → logits (N, K, H, W) of each branch of the head; most heads have one."""
         normalised = (images - self.mean) / self.std
         features = self.backbone.forward_intermediates(  # type: ignore[operator]
             normalised, indices=self.indices, intermediates_only=True, norm=False
         )
-        logits = self.head(features, normalised)
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        found = self.head(features, normalised)
+        maps = found if isinstance(found, tuple) else (found,)
+        size = images.shape[-2:]
+        return [
+            m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=False)
+            for m in maps
+        ]
 
     def fix_size(self, side: int) -> None:
         """Bind the model to square images of one size, for export.
