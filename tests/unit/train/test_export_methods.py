@@ -58,6 +58,7 @@ def probabilities(model: nn.Module, tiles: torch.Tensor) -> np.ndarray:
         ("dinov3", ("rein", "prompt"), "linear"),
         ("dinov2-16-px", ("prompt",), "dpt"),
         ("vit", ("frequency",), "upernet"),
+        ("vit", ("semantic",), "dpt-unet"),
         ("eva-split", ("spatial", "semantic"), "upernet"),
     ],
 )
