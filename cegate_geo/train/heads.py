@@ -130,8 +130,11 @@ class DetailHead(nn.Module):
         self.dpt = DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
         half = dim // 2
         self.stem = _downsample(3, half)
-        widths = [half] + [dim] * (levels - 1)
-        self.pyramid = nn.ModuleList([nn.Sequential(_downsample(w, dim), ResidualUnit(dim)) for w in widths])
+        # The finest map of four levels has stride 4; each level less begins one octave coarser.
+        steps = [[half] + [dim] * (4 - levels)] + [[dim]] * (levels - 1)
+        self.pyramid = nn.ModuleList(
+            [nn.Sequential(*(_downsample(w, dim) for w in widths), ResidualUnit(dim)) for widths in steps]
+        )
         self.narrow = nn.Conv2d(dim, half, 1)
         self.dpt.out = nn.Sequential(
             nn.Conv2d(2 * half, half, 3, padding=1), nn.GroupNorm(4, half), nn.ReLU(), nn.Conv2d(half, classes, 1)
