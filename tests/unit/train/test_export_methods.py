@@ -40,7 +40,7 @@ def segmenter(family: str, kinds: tuple[Kind, ...], head: str) -> tuple[Segmente
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            scale = 0.5 if ".attn." in name else 0.1 if name.startswith("backbone") else 0.2
+            scale = 0.5 if ".attn." in name else 0.1 if name.startswith("backbone") or ".unet." in name else 0.2
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
     return model, toolbox
 
