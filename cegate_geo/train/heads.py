@@ -2,6 +2,9 @@
 
 Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, and the image that they were
 made from, to logits (N, K, H', W') on a finer grid, or to a tuple of such; `Segmenter` resamples them to the image.
+
+They normalise by statistics of the training data, kept while training. Normalised by its own statistics (by groups, by
+layers), a tile of nothing but bare ground has its faint contrast stretched until something in it looks like a roof.
 """
 
 from __future__ import annotations
@@ -44,11 +47,11 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) ->
 
 
 class LinearHead(nn.Module):
-    """Batch-free normalisation and a 1x1 convolution on the last level: the plain probe."""
+    """Batch normalisation and a 1x1 convolution on the last level: the plain probe, as DINOv2's (arXiv 2304.07193)."""
 
     def __init__(self, *, in_dim: int, classes: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(1, in_dim)
+        self.norm = nn.BatchNorm2d(in_dim)
         self.classify = nn.Conv2d(in_dim, classes, 1)
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
@@ -61,7 +64,7 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(8, dim)
+        self.norm = nn.BatchNorm2d(dim)
         self.first = nn.Conv2d(dim, dim, 3, padding=1)
         self.second = nn.Conv2d(dim, dim, 3, padding=1)
 
@@ -87,7 +90,7 @@ class DptHead(nn.Module):
         super().__init__()
         if dim % 8:
             raise ConfigError(f"model.head_dim = {dim} is no multiple of 8.", hint="Use 64, 96, 128, 256, ...")
-        self.norms = nn.ModuleList([nn.GroupNorm(1, in_dim) for _ in range(levels)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(in_dim) for _ in range(levels)])
         self.reassemble = nn.ModuleList([reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
         self.units = nn.ModuleList([ResidualUnit(dim) for _ in range(levels)])
         self.out = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(dim // 2, classes, 1))
@@ -137,7 +140,7 @@ class DetailHead(nn.Module):
         )
         self.narrow = nn.Conv2d(dim, half, 1)
         self.dpt.out = nn.Sequential(
-            nn.Conv2d(2 * half, half, 3, padding=1), nn.GroupNorm(4, half), nn.ReLU(), nn.Conv2d(half, classes, 1)
+            nn.Conv2d(2 * half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(), nn.Conv2d(half, classes, 1)
         )
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
@@ -175,4 +178,4 @@ class LateFusionHead(nn.Module):
 
 
 def _downsample(channels: int, dim: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(channels, dim, 3, stride=2, padding=1), nn.GroupNorm(4, dim), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(channels, dim, 3, stride=2, padding=1), nn.BatchNorm2d(dim), nn.ReLU())

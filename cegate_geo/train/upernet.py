@@ -67,7 +67,7 @@ def pool(x: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 class UPerNetHead(nn.Module):
     """Pyramid pooling and a feature pyramid. With a patch of 16 pixels and four levels the logits have stride 4.
 
-    Normalisation is by groups, so that it does not depend on the batch.
+    Normalisation is by batches (see `heads`), but for pooled maps: one bin of one image has no variance.
 
     Args:
         in_dim: Width D of the tokens.
@@ -80,9 +80,9 @@ class UPerNetHead(nn.Module):
         super().__init__()
         if dim % 8:
             raise ConfigError(f"model.head_dim = {dim} is no multiple of 8.", hint="Use 64, 96, 128, 256, ...")
-        self.norms = nn.ModuleList([nn.GroupNorm(1, in_dim) for _ in range(levels)])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(in_dim) for _ in range(levels)])
         self.reassemble = nn.ModuleList([reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
-        self.pooled = nn.ModuleList([_conv(dim, dim, 1) for _ in BINS])
+        self.pooled = nn.ModuleList([_conv(dim, dim, 1, nn.GroupNorm(8, dim)) for _ in BINS])
         self.top = _conv(dim * (1 + len(BINS)), dim, 3)
         self.lateral = nn.ModuleList([_conv(dim, dim, 1) for _ in range(levels - 1)])
         self.smooth = nn.ModuleList([_conv(dim, dim, 3) for _ in range(levels - 1)])
@@ -112,5 +112,6 @@ def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _conv(channels: int, dim: int, kernel: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(channels, dim, kernel, padding=kernel // 2), nn.GroupNorm(8, dim), nn.ReLU())
+def _conv(channels: int, dim: int, kernel: int, norm: nn.Module | None = None) -> nn.Module:
+    convolve = nn.Conv2d(channels, dim, kernel, padding=kernel // 2)
+    return nn.Sequential(convolve, norm or nn.BatchNorm2d(dim), nn.ReLU())
