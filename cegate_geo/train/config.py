@@ -142,7 +142,8 @@ class TrainConfig:
     batch_size: int = 4
     """Chips of a step."""
     accumulate: int = 1
-    """Parts that a batch is computed in, one after the other: less memory, the same step."""
+    """Parts that a batch is computed in, one after the other: less memory, the same step but for the head's batch
+    normalisation, whose statistics are those of a part."""
     checkpointing: bool = False
     """Whether activations of the backbone are computed again instead of kept: less memory, a third more time."""
     crop: int = 512
