@@ -27,7 +27,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_batch_in_parts_is_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where labelled pixels are spread unevenly over the parts; statistics of normalisation are those of a part."""
+    """Also where labelled pixels are spread unevenly over the parts; statistics of normalisation are a part's own."""
     monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 1))
     for parts in (1, 2, 4):
         adapt(config(tmp_path, steps=3, batch_size=4, accumulate=parts, crop=96), tmp_path / str(parts), device="cpu")
