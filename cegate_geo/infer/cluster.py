@@ -6,7 +6,6 @@ one that is lost, is decided in `crew`, which counts and names them. Dask connec
 
 from __future__ import annotations
 
-import importlib
 import logging
 import pkgutil
 import signal
@@ -16,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Literal
 
 from cegate_geo.errors import CegateError, InputError, RuntimeMissingError
@@ -73,18 +73,19 @@ def _require_workers(number: int) -> None:
 def distributed_version() -> str | None:
     """Version of dask.distributed; None where it is not installed."""
     try:
-        return str(importlib.import_module("distributed").__version__)
-    except ImportError:
+        return metadata.version("distributed")
+    except metadata.PackageNotFoundError:
         return None
 
 
 def _distributed() -> Any:
     try:
-        return importlib.import_module("distributed")
+        import distributed
     except ImportError as error:
         raise RuntimeMissingError(
             f"--dask needs the package {error.name}, which is not installed.", hint=f"Install it: {INSTALL}."
         ) from error
+    return distributed
 
 
 @dataclass(frozen=True, slots=True)

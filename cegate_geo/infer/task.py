@@ -126,8 +126,8 @@ def compute(version: str, packed: bytes, shards: list[tuple[int, int, int, int]]
         shards: (column, row, width, height) of each, from the top down.
 
     Returns:
-        `entries` of those that are finished, as in a journal; tiles that are `done`, and `skipped` of them; and `error`, a
-        CegateError or None.
+        `entries` of those that are finished, as in a journal; tiles that are `done`, and of these
+        `skipped`; and `error`, a CegateError or None.
     """
     stack = tuple(Window(col_off=col, row_off=row, width=width, height=height) for col, row, width, height in shards)
     shift, view, failure = _Shift(stack), this_worker(), None
@@ -287,12 +287,12 @@ def _compute(run: Run, job: Job, shift: _Shift, teller: _Teller) -> None:
 
 
 def _as_ours(error: Exception) -> CegateError:
-    """An error that can be sent, and says what happened."""
-    if isinstance(error, CegateError):
-        return error
-    hint = (
-        "Lower --max-memory or --threads." if isinstance(error, MemoryError) else "Please report it, with what -v says."
-    )
-    ours = CegateError(f"{type(error).__name__}: {error}", hint=hint)
-    ours.add_note("".join(traceback.format_exception(error)))
-    return ours
+    """An error that can be sent, and says what happened: what led to it becomes a note."""
+    ours, told = error, "".join(traceback.format_exception(error))
+    if not isinstance(ours, CegateError):
+        is_full = isinstance(error, MemoryError)
+        hint = "Lower --max-memory or --threads." if is_full else "Please report it, with what -v says."
+        ours = CegateError(f"{type(error).__name__}: {error}", hint=hint)
+    ours.__cause__ = ours.__context__ = None
+    ours.add_note(told)
+    return ours.with_traceback(None)
