@@ -2,9 +2,9 @@
 
     python benchmarks/workers.py [--rows 12000] [--cols 1500] [--model FILE] [--workers 2] [--repeats 3] [--json OUT]
 
-Workers run before the clock starts; reading, handing out, copying shards and writing outputs are within. Cases take turns, so
-that all see the same machine in the same state. The ratio of one worker to N is what counts, on a machine with N quiet cores:
-the load before each run is told beside it. All masks have to have the same bytes.
+Workers run before the clock starts; reading, handing out, copying shards and writing outputs are within. Cases take
+turns, so that all see the same machine in the same state. The ratio of one worker to N is what counts, on a machine with
+N quiet cores: the load before each run is told beside it. All masks have to have the same bytes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def measure(scene: Path, folder: Path, model: Path | None, workers: int) -> dict
     """One run; with 0 workers in this process."""
     mask, load = folder / "mask.tif", os.getloadavg()[0]
     with open_cluster(Place(scheduler=None, workers=workers)) if workers else nullcontext() as cluster:
-        dask = {} if cluster is None else {"dask": cluster._client.scheduler.address, "workers": workers}
+        dask = {} if cluster is None else {"dask": cluster.address, "workers": workers}
         started = time.perf_counter()
         result = predict(scene, mask, model=model, provider="cpu", threads=1, overwrite=True, **dask)
         seconds = time.perf_counter() - started

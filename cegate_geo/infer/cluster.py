@@ -124,6 +124,11 @@ class Cluster:
         self._said: dict[str, Mapping[str, Any]] = {}
         client.subscribe_topic(TOPIC, self._hear)
 
+    @property
+    def address(self) -> str:
+        """Of the scheduler."""
+        return str(self._client.scheduler.address)
+
     def _hear(self, event: tuple[Any, Mapping[str, Any]]) -> None:
         _, message = event
         self._said[str(message["call"])] = message

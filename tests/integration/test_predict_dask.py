@@ -60,7 +60,7 @@ def dask(cluster: Cluster) -> str:
         assert time.monotonic() < until
         time.sleep(0.1)
     cluster.ask([*cluster.workers()], slow_down)
-    return str(cluster._client.scheduler.address)
+    return cluster.address
 
 
 def slow_down() -> None:

@@ -82,7 +82,7 @@ class FakeCall:
 class FakeCluster:
     """Workers that compute `speed` shards whenever somebody looks who is there."""
 
-    name = "tcp://fake:1"
+    name = address = "tcp://fake:1"
 
     def __init__(self, store: Store, speeds: Mapping[str, int], wanted: int = 1) -> None:
         self.store, self.wanted = store, wanted
