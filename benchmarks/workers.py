@@ -3,8 +3,8 @@
     python benchmarks/workers.py [--rows 12000] [--cols 1500] [--model FILE] [--workers 2] [--repeats 3] [--json OUT]
 
 Workers run before the clock starts; reading, handing out, copying shards and writing outputs are within. Cases take
-turns, so that all see the same machine in the same state. The ratio of one worker to N is what counts, on a machine with
-N quiet cores: the load before each run is told beside it. All masks have to have the same bytes.
+turns, so that all see the same machine in the same state. The ratio of one worker to N is what counts, on a machine
+with N quiet cores: the load before each run is told beside it. All masks have to have the same bytes.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import signal
 import tempfile
 import threading
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -121,7 +122,7 @@ class Cluster:
 
     def __init__(self, client: Any, *, name: str, wanted: int) -> None:
         self._client, self.name, self.wanted = client, name, wanted
-        self._said: dict[str, Mapping[str, Any]] = {}
+        self._said: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
         client.subscribe_topic(TOPIC, self._hear)
 
     @property
@@ -131,7 +132,7 @@ class Cluster:
 
     def _hear(self, event: tuple[Any, Mapping[str, Any]]) -> None:
         _, message = event
-        self._said[str(message["call"])] = message
+        self._said[str(message["call"])].append(message)
 
     def workers(self) -> dict[str, int]:
         """Threads of each worker that is there, by its address.
@@ -167,9 +168,9 @@ class Cluster:
         except Exception:  # Dask has many names for it
             return None
 
-    def said(self, call: Call) -> Mapping[str, Any]:
-        """The last message of a call; empty before the first."""
-        return self._said.get(call.key, {})
+    def news(self, call: Call) -> list[Mapping[str, Any]]:
+        """What a call has said since this was asked last."""
+        return self._said.pop(call.key, [])
 
     def ask(self, workers: Sequence[str], function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Run a short function beside whatever workers do: what it gave, by worker, without those that are gone."""
@@ -307,7 +308,7 @@ class WorkerView:
         is_open = self._worker.status.name in ("running", "paused", "closing_gracefully")
         return is_open and task is not None and task.state in ("executing", "long-running")
 
-    def say(self, **values: int) -> None:
+    def say(self, **values: int | str) -> None:
         """Tell the client how far the call is."""
         self._worker.log_event(TOPIC, {"call": self.key, **values})
 

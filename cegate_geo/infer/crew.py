@@ -6,10 +6,11 @@ takes the lower half of what the slowest has not begun. So a scene costs few bor
 
 from __future__ import annotations
 
+import json
 import time
 import warnings
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,10 @@ class _Hand:
     """Whether it can do the job."""
     stack: Stack = ()
     """What it computes."""
+    done: int = 0
+    """Tiles of its stack, as it last said."""
+    finished: int = 0
+    """Shards of its stack, as it last said."""
     asked: float = 0.0
     """When shards were last taken from it."""
 
@@ -108,7 +113,10 @@ class Crew:
         self._packed = job.packed()
         self._hands: dict[str, _Hand] = {}
         self._refused: dict[str, CegateError] = {}
-        self._taken: set[Window] = set()
+        self._known: set[Window] = set()
+        """Shards that are finished."""
+        self._untaken: deque[Entry] = deque()
+        """Those of them that are still to be taken."""
         self._work = Work([])
         self._has_begun = False
         self._lost_greeting = 0
@@ -124,13 +132,16 @@ class Crew:
         self._work = work = Work(list(missing))
         self._monitor.start(sum(map(self._tiles, missing)))
         try:
-            while work.missing or any(hand.stack for hand in self._hands.values()):
+            while work.missing or self._untaken or any(hand.stack for hand in self._hands.values()):
                 self._look()
                 self._hear()
                 if self._has_begun or self._may_begin():
                     self._hand_out()
                 self._report()
-                time.sleep(POLL_S)
+                if self._untaken:
+                    self._take(self._untaken.popleft())
+                else:
+                    time.sleep(POLL_S)
         except BaseException:
             self._cluster.cancel([hand.call for hand in self._hands.values() if hand.call is not None])
             raise
@@ -144,7 +155,8 @@ class Crew:
         now = time.monotonic()
         if now - self._looked < LOOK_EVERY_S:
             return
-        self._looked, there = now, self._cluster.workers()
+        # A scheduler that is gone may be missed for half a minute; nobody who cancels has to wait for that.
+        self._looked, there = now, self._monitor.wait(self._cluster.workers)
         for address in [address for address in self._hands if address not in there]:
             self._lose(self._hands.pop(address))
         self._refused = {address: why for address, why in self._refused.items() if address in there}
@@ -208,13 +220,20 @@ class Crew:
         """Take what calls gave."""
         for hand in list(self._hands.values()):
             call = hand.call
-            if call is None or call.state == "pending":
+            if call is None:
+                continue
+            state = call.state
+            for message in self._cluster.news(call):
+                hand.done, hand.finished = int(message["done"]), int(message["finished"])
+                self._know(map(Entry.from_json, json.loads(message["entries"])))
+            if state == "pending":
                 continue
             hand.call = None
-            if call.state == "lost":
+            if state == "lost":
+                self._monitor.wait(self._cluster.workers)  # else it is the scheduler that was lost
                 self._lose(self._hands.pop(hand.address), call)
                 continue
-            if call.state == "failed":
+            if state == "failed":
                 error = call.error()
                 raise CegateError(
                     f"The Dask worker {hand.address} failed: {type(error).__name__}: {error}.",
@@ -235,22 +254,23 @@ class Crew:
         stack, hand.stack = hand.stack, ()
         self._work.done += result["done"]
         self._work.skipped += result["skipped"]
-        for line in result["entries"]:
-            self._take_once(Entry.from_json(line))
+        self._know(map(Entry.from_json, result["entries"]))
         error: CegateError | None = result["error"]
         if error is not None:
             error.message = f"{error.message.rstrip('.')} (Dask worker {hand.address})."
             raise error
         self._back(stack)
 
-    def _take_once(self, entry: Entry) -> None:
-        if entry.window not in self._taken:
-            self._taken.add(entry.window)
-            self._take(entry)
+    def _know(self, entries: Iterable[Entry]) -> None:
+        """Some shards are finished."""
+        for entry in entries:
+            if entry.window not in self._known:
+                self._known.add(entry.window)
+                self._untaken.append(entry)
 
     def _back(self, stack: Stack) -> None:
         """Put what is not finished of a stack back to what is missing."""
-        self._work.missing += stacks(tuple(window for window in stack if window not in self._taken))
+        self._work.missing += stacks(tuple(window for window in stack if window not in self._known))
 
     def _lose(self, hand: _Hand, call: Call | None = None) -> None:
         """A worker is gone: what it had finished counts, the rest is for others."""
@@ -267,9 +287,8 @@ class Crew:
                 )
             return
         self._store.read()
-        for entry in self._store.finished(hand.stack):
-            self._take_once(entry)
-        left = tuple(window for window in hand.stack if window not in self._taken)
+        self._know(self._store.finished(hand.stack, check=self._monitor.check))
+        left = tuple(window for window in hand.stack if window not in self._known)
         self._work.done += self._tiles(hand.stack) - self._tiles(left)
         self._back(hand.stack)
         if not left:
@@ -292,7 +311,7 @@ class Crew:
             if not stack:
                 return
             shards = [(w.col_off, w.row_off, w.width, w.height) for w in stack]
-            hand.stack = stack
+            hand.stack, hand.done, hand.finished = stack, 0, 0
             hand.call = self._cluster.call(hand.address, task.compute, __version__, self._packed, shards)
 
     def _next(self, takers: int) -> Stack:
@@ -323,19 +342,18 @@ class Crew:
         now, busy = time.monotonic(), []
         for hand in self._hands.values():
             if hand.stack and hand.call is not None and now - hand.asked > LOOK_EVERY_S:
-                finished = int(self._cluster.said(hand.call).get("finished", 0))
-                busy.append((self._tiles(hand.stack[finished:]), finished, hand))
+                busy.append((self._tiles(hand.stack[hand.finished :]), hand))
         if not busy:
             return ()
-        left, finished, hand = max(busy, key=lambda entry: entry[0])
-        rest = hand.stack[finished:]
+        left, hand = max(busy, key=lambda entry: entry[0])
+        rest = hand.stack[hand.finished :]
         if len(rest) < 3 or hand.call is None:
             return ()
         cut = self._cut(rest, 0.5)
         if max(self._tiles(rest[:cut]), self._tiles(rest[cut:])) > GAIN * left:
             return ()
         hand.asked = now
-        asked = self._cluster.ask([hand.address], task.shorten, hand.call.key, finished + cut)
+        asked = self._cluster.ask([hand.address], task.shorten, hand.call.key, hand.finished + cut)
         kept = asked.get(hand.address)
         if kept is None or kept >= len(hand.stack):
             return ()
@@ -356,7 +374,7 @@ class Crew:
             if hand.stack and hand.call is not None:
                 tiles = self._tiles(hand.stack)
                 total += tiles
-                done += min(int(self._cluster.said(hand.call).get("done", 0)), tiles)
+                done += min(hand.done, tiles)
         self._monitor.at(work.done + done, work.done + total)
 
 
@@ -382,7 +400,7 @@ def worker_job(run: Run, store: ShardStore, *, model: Path, token: str) -> task.
     )
 
 
-def require_whole(store: ShardStore, entry: Entry) -> None:
+def require_whole(store: ShardStore, entry: Entry, monitor: Monitor) -> None:
     """Refuse a shard that is not here as its worker wrote it; a network's file system may take a while.
 
     Raises:
@@ -390,6 +408,7 @@ def require_whole(store: ShardStore, entry: Entry) -> None:
     """
     path, until = store.file(entry.window), time.monotonic() + VISIBLE_S
     while not entry.seal.fits(path):
+        monitor.check()
         if time.monotonic() > until:
             raise CegateError(
                 f"{path} is not here as a Dask worker has written it.",

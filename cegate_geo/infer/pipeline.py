@@ -139,7 +139,7 @@ def _store(
         yield run, None
         return
     if cluster is not None and options.shard_rows is None:
-        run = cut_for(run, cluster.wanted)
+        run = cut_for(run, max(cluster.wanted, len(cluster.workers())))
     with open_store(path, part=options.shard) as store:
         header = job_header(run, targets, model=model, sha256=sha256)
         store.begin(header)
@@ -275,7 +275,7 @@ def _compute_by_workers(
     missing = _count_finished(windows, entries, tally)
 
     def take(entry: Entry) -> None:
-        require_whole(store, entry)
+        require_whole(store, entry, monitor)
         tally.include_json(entry.tally)
         scratch.copy(store, [entry], monitor)
 

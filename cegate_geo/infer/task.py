@@ -8,6 +8,7 @@ Arguments and results are plain values: a worker of another version can take the
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import socket
@@ -246,7 +247,7 @@ class _Teller(Monitor):
     def __init__(self, shift: _Shift, view: WorkerView) -> None:
         super().__init__()
         self._shift, self._view = shift, view
-        self._last = 0.0
+        self._last, self._told = 0.0, 0
         self.done = 0
         """Tiles, skipped ones included."""
         self.skipped = 0
@@ -257,7 +258,10 @@ class _Teller(Monitor):
         now = time.monotonic()
         if now - self._last >= SAY_EVERY_S:
             self._last = now
-            self._view.say(done=self.done, finished=len(self._shift.entries))
+            new, self._told = self._shift.entries[self._told :], len(self._shift.entries)
+            # As text: Dask's messages hold no whole numbers as large as areas may be.
+            lines = json.dumps([entry.to_json() for entry in new])
+            self._view.say(done=self.done, finished=self._told, entries=lines)
         self.check()
 
     def check(self) -> None:

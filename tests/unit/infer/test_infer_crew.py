@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Store:
 
     def read(self) -> None: ...
 
-    def finished(self, windows: Any) -> list[Entry]:
+    def finished(self, windows: Any, *, check: Any) -> list[Entry]:
         return [entry(window) for window in windows if window in self.journal]
 
     def file(self, window: Window) -> Path:
@@ -141,8 +142,9 @@ class FakeCluster:
     def result(self, call: FakeCall) -> Any:
         return call.result
 
-    def said(self, call: FakeCall) -> dict[str, int]:
-        return {"done": call.finished, "finished": call.finished}
+    def news(self, call: FakeCall) -> list[dict[str, Any]]:
+        lines = json.dumps([entry(window).to_json() for window in call.stack[: call.finished]])
+        return [{"done": call.finished, "finished": call.finished, "entries": lines}] if call.finished else []
 
     def ask(self, workers: Any, function: Any, *arguments: Any) -> dict[str, Any]:
         if function is task.dismiss:
