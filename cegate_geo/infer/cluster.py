@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 from cegate_geo.errors import CegateError, InputError, RuntimeMissingError
@@ -222,6 +223,11 @@ def open_cluster(place: Place) -> Iterator[Cluster]:
             local = stack.enter_context(_local_cluster(distributed, place.workers))
             name, where = "of this machine", {"address": local}
         elif place.scheduler.endswith(".json"):
+            if not Path(place.scheduler).exists():  # Dask would wait for it
+                raise InputError(
+                    f"There is no file {place.scheduler} of a Dask scheduler.",
+                    hint="Start it with dask scheduler --scheduler-file, and wait until the file is there.",
+                )
             name, where = place.scheduler, {"scheduler_file": place.scheduler}
         else:
             name, where = place.scheduler, {"address": place.scheduler}
@@ -238,21 +244,23 @@ def open_cluster(place: Place) -> Iterator[Cluster]:
 
 @contextmanager
 def _local_cluster(distributed: Any, workers: int) -> Iterator[Any]:
+    import dask
+
     with tempfile.TemporaryDirectory(prefix="cegate-dask-", ignore_cleanup_errors=True) as folder:
         try:
-            cluster = distributed.LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=True,
-                host="127.0.0.1",
-                # There is always an HTTP server; without an address it would listen to the whole network.
-                dashboard_address="127.0.0.1:0",
-                scheduler_kwargs={"dashboard": False},
-                memory_limit=0,  # nothing is spilled, paused or ended: --max-memory plans for each
-                local_directory=folder,
-                silence_logs=logging.CRITICAL,
-                preload=[__name__],
-            )
+            with dask.config.set({"temporary-directory": folder}):  # the scheduler's, too
+                cluster = distributed.LocalCluster(
+                    n_workers=workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    host="127.0.0.1",
+                    # There is always an HTTP server; without an address it would listen to the whole network.
+                    dashboard_address="127.0.0.1:0",
+                    scheduler_kwargs={"dashboard": False},
+                    memory_limit=0,  # nothing is spilled, paused or ended: --max-memory plans for each
+                    silence_logs=logging.CRITICAL,
+                    preload=[__name__],
+                )
         except Exception as error:
             raise CegateError(
                 f"{workers} Dask workers can't be started here: {_first_line(error)}.",

@@ -241,7 +241,7 @@ def test_an_interrupt_at_the_terminal_is_one_line_and_leaves_nothing_running(
         assert process.poll() is None
         time.sleep(0.02)
     workers = psutil.Process(process.pid).children(recursive=True)
-    assert [*scratch.glob("cegate-dask-*")]
+    assert [name[:12] for name in listing(scratch) if "dask" in name] == ["cegate-dask-"]
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
@@ -250,14 +250,14 @@ def test_an_interrupt_at_the_terminal_is_one_line_and_leaves_nothing_running(
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert alive == []
     assert listing(folder) == ["mask.tif.job"]
-    assert listing(scratch) == []
+    assert [name for name in listing(scratch) if "dask" in name] == []
 
 
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
         ("version", "0.0.1", "None of 2 Dask workers can be used, 1 must. It has cegate-geo 0.0.1, the client"),
-        ("model", "f" * 64, "It would compute something else: model was [0-9a-f]+, is f{64}"),
+        ("model", "f" * 64, "It would compute something else: model was [0-9a-f.]+, is f+[.]"),
     ],
 )
 def test_workers_that_are_not_like_the_client_are_refused_before_the_first_shard(
@@ -311,5 +311,5 @@ def test_no_scheduler_is_one_line(
     assert len(said) == 1, said
     assert "No Dask scheduler answers at tcp://127.0.0.1:1" in said[0]
     assert listing(tmp_path) == []
-    with pytest.raises(InputError, match=r"No Dask scheduler answers at .*none\.json"):
+    with pytest.raises(InputError, match=r"no file .*none\.json of a Dask scheduler"):
         predict(**given, output=tmp_path / "mask.tif", dask=str(tmp_path / "none.json"))
