@@ -1,7 +1,7 @@
-"""Who computes which shards, where workers do: each gets neighbours, the slow ones give some away, lost ones all.
+"""Who computes which shards, where Dask workers do: each gets neighbours, slow ones give some away, lost ones all.
 
-A stack of shards is cut where the fewest tiles are computed twice: into as many parts as workers want one. Who is done
-takes the lower half of what the slowest has not begun. So a scene costs few borders, and no worker waits long.
+Missing shards are cut into as many parts as workers want one (`shares`). Who is done takes the lower half of what the
+slowest has not begun. So a scene costs few borders, and no worker waits long.
 """
 
 from __future__ import annotations
@@ -11,23 +11,20 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import CegateError, CegateWarning, ModelError
+from cegate_geo.errors import CancelledError, CegateError, CegateWarning, ModelError
 from cegate_geo.infer import task
 from cegate_geo.infer.cluster import INSTALL, Call, Cluster
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import is_plain_path
-from cegate_geo.infer.settle import SHARD_ROWS, Run, stacks, union
+from cegate_geo.infer.settle import Run
 from cegate_geo.infer.shard_store import ShardStore
-from cegate_geo.infer.writer import BLOCK_SIZE
-
-Stack = tuple[Window, ...]
+from cegate_geo.infer.shares import Shares, Stack
 
 LOOK_EVERY_S = 1.0
 """So often it is looked who is there, and who could give shards away."""
@@ -37,19 +34,6 @@ DEATHS = 3
 PATIENCE_S = 600.0
 """So long no worker may be there."""
 TELL_AFTER_S = 10.0
-VISIBLE_S = 30.0
-"""So long a file of another machine may take to be seen here."""
-SHARDS_EACH = 8
-"""Shards for each worker, where rows allow it: what can be given away, or is lost."""
-GAIN = 0.8
-"""Shards are only taken from a worker where that leaves at most so much of its time."""
-
-
-def shard_rows(run: Run, workers: int) -> int:
-    """Rows of a shard for so many workers, where nothing else says them."""
-    strips = -(-run.region.width // run.shard_shape[1])
-    rows = run.region.height * strips // (workers * SHARDS_EACH)
-    return min(max(rows // BLOCK_SIZE, 1) * BLOCK_SIZE, run.shard_shape[0], SHARD_ROWS)
 
 
 @dataclass(slots=True)
@@ -73,18 +57,6 @@ class _Hand:
     @property
     def is_idle(self) -> bool:
         return self.is_ready and self.call is None
-
-
-@dataclass(slots=True)
-class Work:
-    """What is to be computed, and what was."""
-
-    missing: list[Stack]
-    done: int = 0
-    """Tiles of calls that ended, skipped ones included."""
-    skipped: int = 0
-    deaths: Counter[Window] = field(default_factory=Counter)
-    """Workers that were lost, by the shard that they were at."""
 
 
 class Crew:
@@ -117,11 +89,14 @@ class Crew:
         """Shards that are finished."""
         self._untaken: deque[Entry] = deque()
         """Those of them that are still to be taken."""
-        self._work = Work([])
-        self._has_begun = False
+        self._shares = Shares(run, [])
+        self._done, self._skipped = 0, 0
+        """Tiles of calls that ended; all, and those skipped."""
+        self._deaths: Counter[Window] = Counter()
+        """Workers that were lost, by the shard that they were at."""
         self._lost_greeting = 0
+        self._has_begun = False
         self._looked, self._seen, self._has_told = 0.0, time.monotonic(), False
-        self._sizes: dict[tuple[Window, Window], int] = {}
 
     def compute(self, missing: Sequence[Stack]) -> tuple[int, int]:
         """Compute shards. Gives the number of tiles, ones that calls share counted for each, and of those skipped.
@@ -129,10 +104,10 @@ class Crew:
         Raises:
             CegateError: If a worker says so, a shard has cost too many workers, or too few are there.
         """
-        self._work = work = Work(list(missing))
-        self._monitor.start(sum(map(self._tiles, missing)))
+        self._shares = Shares(self._run, missing)
+        self._monitor.start(self._shares.tiles)
         try:
-            while work.missing or self._untaken or any(hand.stack for hand in self._hands.values()):
+            while self._shares or self._untaken or any(hand.stack for hand in self._hands.values()):
                 self._look()
                 self._hear()
                 if self._has_begun or self._may_begin():
@@ -145,8 +120,9 @@ class Crew:
         except BaseException:
             self._cluster.cancel([hand.call for hand in self._hands.values() if hand.call is not None])
             raise
-        self._cluster.ask([*self._hands], task.dismiss, self._packed)
-        return work.done, work.skipped
+        with suppress(CegateError):  # all is computed, whatever becomes of them
+            self._cluster.ask([*self._hands], task.dismiss, self._packed)
+        return self._done, self._skipped
 
     # Who is there
 
@@ -234,11 +210,8 @@ class Crew:
                 self._lose(self._hands.pop(hand.address), call)
                 continue
             if state == "failed":
-                error = call.error()
-                raise CegateError(
-                    f"The Dask worker {hand.address} failed: {type(error).__name__}: {error}.",
-                    hint="Look into its log.",
-                ) from error
+                self._fail(hand, call.error())
+                continue
             result = self._cluster.result(call)
             self._cluster.forget(call)
             if result is None:
@@ -250,16 +223,27 @@ class Crew:
             else:
                 hand.is_ready = True
 
+    def _fail(self, hand: _Hand, error: BaseException | None) -> None:
+        """A worker could not even run our function."""
+        why = CegateError(f"It failed: {type(error).__name__}: {error}.", hint="Look into its log.")
+        if hand.is_ready:
+            why.message = f"The Dask worker {hand.address} failed: {type(error).__name__}: {error}."
+            raise why from error
+        self._refuse(hand.address, why)
+
     def _take_results(self, hand: _Hand, result: Mapping[str, Any]) -> None:
-        stack, hand.stack = hand.stack, ()
-        self._work.done += result["done"]
-        self._work.skipped += result["skipped"]
         self._know(map(Entry.from_json, result["entries"]))
         error: CegateError | None = result["error"]
+        if isinstance(error, CancelledError):  # not by us: the worker is about to end
+            self._lose(self._hands.pop(hand.address))
+            return
+        stack, hand.stack = hand.stack, ()
+        self._done += result["done"]
+        self._skipped += result["skipped"]
         if error is not None:
             error.message = f"{error.message.rstrip('.')} (Dask worker {hand.address})."
             raise error
-        self._back(stack)
+        self._shares.put_back(self._left(stack))
 
     def _know(self, entries: Iterable[Entry]) -> None:
         """Some shards are finished."""
@@ -268,9 +252,9 @@ class Crew:
                 self._known.add(entry.window)
                 self._untaken.append(entry)
 
-    def _back(self, stack: Stack) -> None:
-        """Put what is not finished of a stack back to what is missing."""
-        self._work.missing += stacks(tuple(window for window in stack if window not in self._known))
+    def _left(self, stack: Stack) -> Stack:
+        """What is not finished of a stack."""
+        return tuple(window for window in stack if window not in self._known)
 
     def _lose(self, hand: _Hand, call: Call | None = None) -> None:
         """A worker is gone: what it had finished counts, the rest is for others."""
@@ -288,14 +272,14 @@ class Crew:
             return
         self._store.read()
         self._know(self._store.finished(hand.stack, check=self._monitor.check))
-        left = tuple(window for window in hand.stack if window not in self._known)
-        self._work.done += self._tiles(hand.stack) - self._tiles(left)
-        self._back(hand.stack)
+        left = self._left(hand.stack)
+        self._done += self._shares.tiles_of(hand.stack) - self._shares.tiles_of(left)
+        self._shares.put_back(left)
         if not left:
             return
         w, name = left[0], self._store.file(left[0]).name
-        self._work.deaths[w] += 1
-        if self._work.deaths[w] >= DEATHS:
+        self._deaths[w] += 1
+        if self._deaths[w] >= DEATHS:
             raise CegateError(
                 f"{DEATHS} Dask workers were lost while they computed shard {name} (rows {w.row_off} to {w.row_end}, "
                 f"columns {w.col_off} to {w.col_end}).",
@@ -307,114 +291,36 @@ class Crew:
         """Give each idle worker shards."""
         idle = [hand for hand in self._hands.values() if hand.is_idle]
         for number, hand in enumerate(idle):
-            stack = self._next(len(idle) - number) or self._from_others()
+            stack = self._shares.take(len(idle) - number) or self._from_others()
             if not stack:
                 return
             shards = [(w.col_off, w.row_off, w.width, w.height) for w in stack]
             hand.stack, hand.done, hand.finished = stack, 0, 0
             hand.call = self._cluster.call(hand.address, task.compute, __version__, self._packed, shards)
 
-    def _next(self, takers: int) -> Stack:
-        """What one of so many workers is to take of what is missing."""
-        missing = self._work.missing
-        if not missing:
-            return ()
-        largest = max(missing, key=self._tiles)
-        missing.remove(largest)
-        total = self._tiles(largest) + sum(map(self._tiles, missing))
-        parts = min(round(self._tiles(largest) * takers / total), len(largest))
-        if parts > 1:
-            cut = self._cut(largest, 1 / parts)
-            missing.append(largest[cut:])
-            largest = largest[:cut]
-        return largest
-
-    def _cut(self, stack: Stack, share: float) -> int:
-        """Number of shards of the upper part, that about so large a share of the work falls to it."""
-
-        def longest(number: int) -> float:
-            return max(self._tiles(stack[:number]) / share, self._tiles(stack[number:]) / (1 - share))
-
-        return min(range(1, len(stack)), key=longest)
-
     def _from_others(self) -> Stack:
         """The lower half of what the slowest worker has not begun."""
-        now, busy = time.monotonic(), []
-        for hand in self._hands.values():
-            if hand.stack and hand.call is not None and now - hand.asked > LOOK_EVERY_S:
-                busy.append((self._tiles(hand.stack[hand.finished :]), hand))
+        now = time.monotonic()
+        busy = [hand for hand in self._hands.values() if hand.stack and now - hand.asked > LOOK_EVERY_S]
         if not busy:
             return ()
-        left, hand = max(busy, key=lambda entry: entry[0])
-        rest = hand.stack[hand.finished :]
-        if len(rest) < 3 or hand.call is None:
-            return ()
-        cut = self._cut(rest, 0.5)
-        if max(self._tiles(rest[:cut]), self._tiles(rest[cut:])) > GAIN * left:
+        hand = max(busy, key=lambda hand: self._shares.tiles_of(hand.stack[hand.finished :]))
+        kept = hand.finished + self._shares.halved(hand.stack[hand.finished :])
+        if kept == len(hand.stack) or hand.call is None:
             return ()
         hand.asked = now
-        asked = self._cluster.ask([hand.address], task.shorten, hand.call.key, hand.finished + cut)
-        kept = asked.get(hand.address)
-        if kept is None or kept >= len(hand.stack):
-            return ()
+        asked = self._cluster.ask([hand.address], task.shorten, hand.call.key, kept)
+        kept = asked.get(hand.address) or len(hand.stack)
         given, hand.stack = hand.stack[kept:], hand.stack[:kept]
         return given
 
-    def _tiles(self, stack: Stack) -> int:
-        if not stack:
-            return 0
-        ends = stack[0], stack[-1]
-        if ends not in self._sizes:
-            self._sizes[ends] = self._run.tiles_of(self._run.view.shard(union(stack)))
-        return self._sizes[ends]
-
     def _report(self) -> None:
-        work, total, done = self._work, sum(map(self._tiles, self._work.missing)), 0
+        total, done = self._done + self._shares.tiles, self._done
         for hand in self._hands.values():
-            if hand.stack and hand.call is not None:
-                tiles = self._tiles(hand.stack)
-                total += tiles
-                done += min(hand.done, tiles)
-        self._monitor.at(work.done + done, work.done + total)
-
-
-def cut_for(run: Run, workers: int) -> Run:
-    """The run with its shards cut for so many workers."""
-    return replace(run, shard_shape=(shard_rows(run, workers), run.shard_shape[1]))
-
-
-def worker_job(run: Run, store: ShardStore, *, model: Path, token: str) -> task.Job:
-    """A run as workers have to know it, with names that they can find from where they are."""
-    options, scene = run.options, run.scene.path
-    area = options.aoi
-    if area is not None and is_plain_path(area.partition("|")[0]):
-        area = str(Path(area).absolute())
-    return task.Job(
-        scene=str(Path(scene).absolute()) if is_plain_path(scene) else scene,
-        model=model.absolute(),
-        folder=store.path.absolute(),
-        token=token,
-        options=replace(options, aoi=area, dask=None, workers=None),
-        header={**store.begun, "shard_shape": list(run.shard_shape)},
-        shard_shape=run.shard_shape,
-    )
-
-
-def require_whole(store: ShardStore, entry: Entry, monitor: Monitor) -> None:
-    """Refuse a shard that is not here as its worker wrote it; a network's file system may take a while.
-
-    Raises:
-        CegateError: If it is not.
-    """
-    path, until = store.file(entry.window), time.monotonic() + VISIBLE_S
-    while not entry.seal.fits(path):
-        monitor.check()
-        if time.monotonic() > until:
-            raise CegateError(
-                f"{path} is not here as a Dask worker has written it.",
-                hint="The folder must be on a file system that all workers and this machine share.",
-            )
-        time.sleep(POLL_S)
+            tiles = self._shares.tiles_of(hand.stack)
+            total += tiles
+            done += min(hand.done, tiles)
+        self._monitor.at(done, total)
 
 
 def _warn(text: str) -> None:

@@ -16,7 +16,7 @@ from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.atomic import check_outputs, job_folder
 from cegate_geo.infer.cluster import Cluster, open_cluster
 from cegate_geo.infer.compute import ShardSink, compute_stack
-from cegate_geo.infer.crew import Crew, cut_for, require_whole, worker_job
+from cegate_geo.infer.delegate import compute_by_workers
 from cegate_geo.infer.finish import Product, Scratch, Targets, finish, product_result, scratch_rasters
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
@@ -27,6 +27,7 @@ from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
+from cegate_geo.infer.shares import cut_for
 from cegate_geo.infer.tally import Tally
 
 
@@ -70,8 +71,7 @@ def predict_scene(
             if options.shard is not None:
                 made = _compute_part(run, store, _product(run, targets, sha256), monitor)
             else:
-                compute = _compute_missing if cluster is None else partial(_compute_by_workers, cluster, model)
-                made = _compute_whole(run, store, _product(run, targets, sha256), monitor, compute)
+                made = _compute_whole(run, store, _product(run, targets, sha256), monitor, cluster, model)
     return replace(
         made,
         seconds=round(time.monotonic() - started, 3),
@@ -180,7 +180,7 @@ def _say_what_is_kept(error: CegateError, store: ShardStore, run: Run) -> None:
 
 
 def _compute_whole(
-    run: Run, store: ShardStore | None, product: Product, monitor: Monitor, compute: Callable[..., tuple[int, int]]
+    run: Run, store: ShardStore | None, product: Product, monitor: Monitor, cluster: Cluster | None, model: Path
 ) -> PredictResult:
     """Compute what is missing, and make the outputs."""
     tally = Tally(product.legend, product.view.ground)
@@ -189,7 +189,13 @@ def _compute_whole(
         with scratch_rasters(job, product) as scratch:
             if store is not None:
                 scratch.copy(store, entries, monitor)
-            tiles, skipped = compute(run, run.windows, store, entries, tally, monitor, scratch=scratch)
+            missing = _count_finished(run.windows, entries, tally)
+            if cluster is None or store is None:
+                tiles, skipped = _compute_missing(run, missing, store, tally, monitor, scratch=scratch)
+            else:
+                tiles, skipped = compute_by_workers(
+                    cluster, run, missing, store, model=model, tally=tally, scratch=scratch, monitor=monitor
+                )
         polygons = finish(product, job, tally, monitor)
     if store is not None:
         store.clear()
@@ -205,7 +211,7 @@ def _compute_part(run: Run, store: ShardStore | None, product: Product, monitor:
         raise CegateError("A part of a job has no folder to go to.", hint="Report this, with the command.")
     windows, tally = part.of(run.windows), Tally(product.legend, product.view.ground)
     entries = _finished(store, windows, monitor)
-    tiles, skipped = _compute_missing(run, windows, store, entries, tally, monitor)
+    tiles, skipped = _compute_missing(run, _count_finished(windows, entries, tally), store, tally, monitor)
     monitor.finish()
     return replace(
         product_result(replace(product, targets=Targets(output=store.path)), tally),
@@ -224,16 +230,14 @@ def _finished(store: ShardStore | None, windows: tuple[Window, ...], monitor: Mo
 
 def _compute_missing(
     run: Run,
-    windows: tuple[Window, ...],
+    missing: list[tuple[Window, ...]],
     store: ShardStore | None,
-    entries: list[Entry],
     tally: Tally,
     monitor: Monitor,
     *,
     scratch: Scratch | None = None,
 ) -> tuple[int, int]:
-    """Compute the shards that are not finished; count all. Gives the number of tiles, and of those skipped."""
-    missing = _count_finished(windows, entries, tally)
+    """Compute and count the shards that are not finished. Gives the number of tiles, and of those skipped."""
     tiles, skipped = sum(run.tiles_of(run.view.shard(union(stack))) for stack in missing), 0
     monitor.start(tiles)
     for stack in missing:
@@ -255,33 +259,6 @@ def _count_finished(windows: tuple[Window, ...], entries: list[Entry], tally: Ta
         tally.include_json(entry.tally)
     done = {entry.window for entry in entries}
     return stacks(tuple(window for window in windows if window not in done))
-
-
-def _compute_by_workers(
-    cluster: Cluster,
-    model: Path,
-    run: Run,
-    windows: tuple[Window, ...],
-    store: ShardStore | None,
-    entries: list[Entry],
-    tally: Tally,
-    monitor: Monitor,
-    *,
-    scratch: Scratch,
-) -> tuple[int, int]:
-    """The same as `_compute_missing`, by Dask workers. They write shards; what they say is finished is copied here."""
-    if store is None:
-        raise CegateError("Dask workers have no folder to write to.", hint="Report this, with the command.")
-    missing = _count_finished(windows, entries, tally)
-
-    def take(entry: Entry) -> None:
-        require_whole(store, entry, monitor)
-        tally.include_json(entry.tally)
-        scratch.copy(store, [entry], monitor)
-
-    with store.token() as token:
-        job = worker_job(run, store, model=model, token=token)
-        return Crew(cluster, run, job, store, take=take, monitor=monitor).compute(missing) if missing else (0, 0)
 
 
 def _hand_on(takers: Sequence[Callable[[Band], None]], band: Band) -> None:

@@ -22,7 +22,7 @@ from cegate_geo.errors import CegateError, InputError, ModelError, RasterError, 
 from cegate_geo.infer import cluster as cluster_module
 from cegate_geo.infer import task
 from cegate_geo.infer.cluster import Place
-from cegate_geo.infer.crew import worker_job
+from cegate_geo.infer.delegate import worker_job
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import job_header
 from cegate_geo.infer.parts import Part

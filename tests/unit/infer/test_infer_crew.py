@@ -18,11 +18,12 @@ from cegate_geo.errors import CancelledError, CegateError, CegateWarning, InputE
 from cegate_geo.infer import crew as crew_module
 from cegate_geo.infer import task
 from cegate_geo.infer.cluster import Cluster
-from cegate_geo.infer.crew import DEATHS, Crew, shard_rows
+from cegate_geo.infer.crew import DEATHS, Crew
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.settle import stacks
 from cegate_geo.infer.shard_file import Seal
+from cegate_geo.infer.shares import Shares, cut_for
 
 ROWS = 512
 
@@ -320,11 +321,45 @@ def test_an_error_of_a_worker_is_raised_with_its_name() -> None:
         crew_of(cluster, taken).compute([strip(2)])
 
 
-def test_a_worker_that_can_t_take_our_function_says_so() -> None:
+@pytest.mark.parametrize("is_ready", [False, True])
+def test_a_worker_that_can_t_take_our_function_says_so(is_ready: bool) -> None:
     cluster = FakeCluster(Store(), {"a": 1})
-    cluster.on_look = lambda _: [setattr(call, "state", "failed") for call in cluster.calls] and None
-    with pytest.raises(CegateError, match="worker a failed: ModuleNotFoundError: No module named 'onnxruntime'"):
-        crew_of(cluster, []).compute([strip(2)])
+    cluster.on_look = lambda _: [
+        setattr(call, "state", "failed") for call in cluster.calls if call.is_greeting != is_ready
+    ] and None  # fmt: skip
+    said = "The Dask worker a failed" if is_ready else "None of 1 Dask workers can be used, 1 must. It failed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CegateWarning)
+        with pytest.raises(CegateError, match=rf"{said}: ModuleNotFoundError: No module named 'onnxruntime'"):
+            crew_of(cluster, []).compute([strip(2)])
+
+
+def test_a_worker_that_ends_by_itself_does_not_cancel_the_run() -> None:
+    """Its time is up, say: it gives back what it has not finished."""
+    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+
+    def retire(looks: int) -> None:
+        if looks == 6:
+            call = next(call for call in handed(cluster) if call.worker == "b")
+            lines = [entry(window).to_json() for window in call.stack[: call.finished]]
+            call.state = "done"
+            call.result = {"entries": lines, "done": 99, "skipped": 0, "error": CancelledError("Cancelled.")}
+            del cluster.speeds["b"]
+
+    cluster.on_look = retire
+    with pytest.warns(CegateWarning, match="worker b was lost"):
+        compute(cluster, [strip(12)])
+    assert len(cluster.store.journal) == 12
+
+
+def test_a_scheduler_that_goes_when_all_is_done_is_not_missed() -> None:
+    cluster = FakeCluster(Store(), {"a": 1})
+
+    def gone(*_: Any) -> dict[str, Any]:
+        raise CegateError("The Dask scheduler does not answer any more.")
+
+    cluster.ask = gone  # type: ignore[method-assign]
+    compute(cluster, [strip(2)])
 
 
 def test_the_fake_has_what_a_cluster_has() -> None:
@@ -332,12 +367,44 @@ def test_the_fake_has_what_a_cluster_has() -> None:
     assert ours <= set(dir(FakeCluster))
 
 
+@dataclass(frozen=True)
+class Cut:
+    """As much of a run as is cut."""
+
+    region: Window
+    shard_shape: tuple[int, int]
+
+
 @pytest.mark.parametrize(
-    ("height", "workers", "rows"), [(40_000, 2, 2048), (10_000, 2, 512), (300, 4, 512), (900_000, 1, 4096)]
+    ("height", "width", "workers", "rows"),
+    [
+        (40_000, 1000, 2, 2048),
+        (10_000, 1000, 2, 512),
+        (300, 90, 4, 512),
+        (900_000, 1000, 1, 4096),
+        (8192, 4000, 2, 2048),
+    ],
 )
-def test_shards_are_as_low_as_workers_need(height: int, workers: int, rows: int) -> None:
-    run: Any = SimpleNamespace(region=Window(col_off=0, row_off=0, width=1000, height=height), shard_shape=(4096, 1024))
-    assert shard_rows(run, workers) == rows
+def test_shards_are_as_low_as_workers_need(height: int, width: int, workers: int, rows: int) -> None:
+    run: Any = Cut(Window(col_off=0, row_off=0, width=width, height=height), (4096, 1024))
+    assert cut_for(run, workers).shard_shape == (rows, 1024)
+
+
+def test_a_border_comes_where_the_fewest_tiles_are_computed_twice() -> None:
+    class Ramps(Run):
+        """Tile rows of 700 rows: some borders are dearer."""
+
+        @staticmethod
+        def tiles_of(window: Window) -> int:
+            return -(-window.row_end // 700) - window.row_off // 700
+
+    run: Any = Ramps()
+    for count in range(2, 40):
+        stack, shares = strip(count), Shares(run, [strip(count)])
+        first, second = shares.take(2), shares.take(1)
+        assert first + second == stack
+        best = min(max(shares.tiles_of(stack[:n]), shares.tiles_of(stack[n:])) for n in range(1, count))
+        assert max(shares.tiles_of(first), shares.tiles_of(second)) == best
 
 
 def test_stacks_of_a_torn_rest_stay_apart() -> None:
