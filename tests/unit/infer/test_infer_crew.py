@@ -93,6 +93,7 @@ class FakeCluster:
         self.told_version: dict[str, str | Exception] = {}
         self.refusals: dict[str, CegateError] = {}
         self.deadly: set[Window] = set()
+        self.silent: set[str] = set()
         self.on_look: Callable[[int], None] = lambda _: None
         self.looks = 0
         self.cancelled: list[str] = []
@@ -144,6 +145,8 @@ class FakeCluster:
         return call.result
 
     def news(self, call: FakeCall) -> list[dict[str, Any]]:
+        if call.worker in self.silent:
+            return []
         lines = json.dumps([entry(window).to_json() for window in call.stack[: call.finished]])
         return [{"done": call.finished, "finished": call.finished, "entries": lines}] if call.finished else []
 
@@ -234,6 +237,7 @@ def test_what_a_lost_worker_had_finished_counts_and_the_rest_is_for_others() -> 
             del cluster.speeds["b"]
 
     cluster.on_look = end
+    cluster.silent = {"b"}  # what it had no time to tell stands in its journal
     with pytest.warns(CegateWarning, match=r"worker b was lost; others compute shard r\d+c0\.shard"):
         compute(cluster, [strip(12)])
     assert len(cluster.store.journal) == 12, "none was computed twice"
@@ -344,6 +348,7 @@ def test_a_worker_that_ends_by_itself_does_not_cancel_the_run() -> None:
             lines = [entry(window).to_json() for window in call.stack[: call.finished]]
             call.state = "done"
             call.result = {"entries": lines, "done": 99, "skipped": 0, "error": CancelledError("Cancelled.")}
+        if looks == 7:
             del cluster.speeds["b"]
 
     cluster.on_look = retire
@@ -405,6 +410,22 @@ def test_a_border_comes_where_the_fewest_tiles_are_computed_twice() -> None:
         assert first + second == stack
         best = min(max(shares.tiles_of(stack[:n]), shares.tiles_of(stack[n:])) for n in range(1, count))
         assert max(shares.tiles_of(first), shares.tiles_of(second)) == best
+
+
+def test_little_is_not_taken_away() -> None:
+    """Two shards are left to their worker, and what a border would eat up."""
+    shares = Shares(Run(), [])  # type: ignore[arg-type]
+    assert [shares.halved(strip(count)) for count in (1, 2, 3, 8)] == [1, 2, 1, 4]
+
+    class Dear(Run):
+        """A border costs six tiles."""
+
+        @staticmethod
+        def tiles_of(window: Window) -> int:
+            return window.height // ROWS + 6
+
+    shares = Shares(Dear(), [])  # type: ignore[arg-type]
+    assert [shares.halved(strip(count)) for count in (8, 40)] == [8, 20]
 
 
 def test_stacks_of_a_torn_rest_stay_apart() -> None:
