@@ -202,7 +202,7 @@ class Cluster:
 
     def _gone(self, error: BaseException) -> CegateError:
         return CegateError(
-            f"The Dask scheduler {self.name} does not answer any more: {str(error) or type(error).__name__}.",
+            f"The Dask scheduler {self.name} does not answer any more: {_first_line(error)}.",
             hint="Look into its log, and start it again.",
         )
 
@@ -283,13 +283,16 @@ def dask_setup(_: Any) -> None:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Without Dask's log: what matters of it becomes our errors and warnings."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    # Dask gives several of its loggers a level of their own.
+    names = ["distributed", *(name for name in logging.root.manager.loggerDict if name.startswith("distributed."))]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _close(client: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import subprocess
@@ -79,6 +80,19 @@ def test_without_the_package_it_is_said_how_to_get_it(monkeypatch: pytest.Monkey
     ):
         pass
     assert told.value.exit_code == 3
+
+
+def test_the_log_of_dask_is_not_ours() -> None:
+    """Some of its loggers have a level of their own."""
+    logger = logging.getLogger("distributed.client")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with cluster_module._silence():
+            assert not logger.isEnabledFor(logging.ERROR)
+        assert logger.level == logging.WARNING
+    finally:
+        logger.setLevel(before)
 
 
 def test_dask_is_not_loaded_before_it_is_asked_for() -> None:
