@@ -8,6 +8,7 @@ Arguments and results are plain values: a worker of another version can take the
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -99,8 +100,12 @@ _at_work = threading.Lock()
 _shifts: dict[str, _Shift] = {}
 _loaded: dict[bytes, tuple[Predictor, str]] = {}
 """The model of the last job, ready to run, and its file's SHA-256."""
-_name = f"{socket.gethostname().split('.')[0] or 'host'}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-"""Tells this process from all others that ever write into a folder."""
+
+
+@functools.cache
+def _name_of(pid: int) -> str:
+    """Tells this process from all others that ever write into a folder; a fork of it, too."""
+    return f"{socket.gethostname().split('.')[0] or 'host'}-{pid}-{uuid.uuid4().hex[:8]}"
 
 
 def greet(version: str, packed: bytes) -> dict[str, Any]:
@@ -231,7 +236,7 @@ class _Shelf:
     def add(self, entry: Entry) -> None:
         """Enter a finished shard into this process' own journal."""
         if self._journal is None:
-            self._journal = Journal(self._job.folder / f"journal-{_name}.jsonl", self._job.header)
+            self._journal = Journal(self._job.folder / f"journal-{_name_of(os.getpid())}.jsonl", self._job.header)
         self._journal.add(entry)
         self._shift.add(entry)
 
@@ -258,7 +263,8 @@ class _Teller(Monitor):
         now = time.monotonic()
         if now - self._last >= SAY_EVERY_S:
             self._last = now
-            new, self._told = self._shift.entries[self._told :], len(self._shift.entries)
+            new = self._shift.entries[self._told :]
+            self._told += len(new)
             # As text: Dask's messages hold no whole numbers as large as areas may be.
             lines = json.dumps([entry.to_json() for entry in new])
             self._view.say(done=self.done, finished=self._told, entries=lines)

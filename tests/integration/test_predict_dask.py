@@ -22,6 +22,9 @@ from cegate_geo.infer.cluster import Cluster, Place, open_cluster
 from tests import toy_models as toys
 from tests.integration.test_predict_shards import command, digests, events_of, listing, places, shards_in, sums
 
+if os.environ.get("CI") != "true":
+    pytest.importorskip("distributed", reason='pip install "cegate-geo[distributed]"')
+
 SHAPE = (4096, 320)
 """Eight shards of 512 rows."""
 
