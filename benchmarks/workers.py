@@ -49,14 +49,15 @@ def make_scene(path: Path, rows: int, cols: int) -> None:
 
 def measure(scene: Path, folder: Path, model: Path | None, workers: int) -> dict[str, Any]:
     """One run; with 0 workers in this process."""
-    mask, load = folder / "mask.tif", os.getloadavg()[0]
+    mask, load, spent = folder / "mask.tif", os.getloadavg()[0], sum(os.times()[:4])
     with open_cluster(Place(scheduler=None, workers=workers)) if workers else nullcontext() as cluster:
         dask = {} if cluster is None else {"dask": cluster.address, "workers": workers}
         started = time.perf_counter()
         result = predict(scene, mask, model=model, provider="cpu", threads=1, overwrite=True, **dask)
         seconds = time.perf_counter() - started
     digest = hashlib.sha256(mask.read_bytes()).hexdigest()
-    return {"seconds": seconds, "tiles": result.tiles, "sha256": digest, "load": load}
+    cpu = sum(os.times()[:4]) - spent  # of workers, too: they have ended
+    return {"seconds": seconds, "cpu_s": cpu, "tiles": result.tiles, "sha256": digest, "load": load}
 
 
 def main() -> None:
@@ -76,17 +77,17 @@ def main() -> None:
         for _ in range(options.repeats):
             for workers, runs in cases.items():
                 runs.append(measure(folder / "scene.tif", folder, options.model, workers))
-                print(
-                    f"{workers} workers: {runs[-1]['seconds']:.1f} s, load before it {runs[-1]['load']:.1f}", flush=True
-                )
+                run = runs[-1]
+                print(f"{workers} workers: {run['seconds']:.1f} s, load before it {run['load']:.1f}", flush=True)
     if len({run["sha256"] for runs in cases.values() for run in runs}) > 1:
         raise SystemExit("The masks differ.")
     medians = {workers: statistics.median(run["seconds"] for run in runs) for workers, runs in cases.items()}
     print(f"\n{options.rows:,} x {options.cols:,} px, median of {options.repeats}, one thread each\n")
-    print("| computed by | seconds | tiles | times one worker |\n|---|---|---|---|")
+    print("| computed by | seconds | CPU seconds, start included | tiles | times one worker |\n|---|---|---|---|---|")
     for workers, seconds in medians.items():
         who = f"{workers} Dask worker{'s' if workers > 1 else ''}" if workers else "this process"
-        print(f"| {who} | {seconds:.1f} | {cases[workers][0]['tiles']:,} | {medians[1] / seconds:.2f} |")
+        cpu, tiles = statistics.median(run["cpu_s"] for run in cases[workers]), cases[workers][0]["tiles"]
+        print(f"| {who} | {seconds:.1f} | {cpu:.1f} | {tiles:,} | {medians[1] / seconds:.2f} |")
     if options.json:
         options.json.write_text(json.dumps({str(workers): runs for workers, runs in cases.items()}, indent=1))
 
