@@ -12,7 +12,7 @@ from cegate_geo.infer.writer import BLOCK_SIZE
 Stack = tuple[Window, ...]
 """Shards that follow one below the other."""
 
-SHARDS_EACH = 8
+SHARDS_EACH = 16
 """Shards for each worker, where rows allow it: what can be given away, or is lost."""
 GAIN = 0.8
 """Shards are only taken from a worker where that leaves at most so much of its work."""
@@ -68,7 +68,7 @@ class Shares:
         parts = min(round(self.tiles_of(largest) * takers / self.tiles), len(largest))
         self._missing.remove(largest)
         if parts > 1:
-            cut = self._cut(largest, 1 / parts)
+            cut = self._cut(largest, parts)
             self._missing.append(largest[cut:])
             largest = largest[:cut]
         return largest
@@ -77,14 +77,26 @@ class Shares:
         """How many shards a worker keeps if another one helps it; all of them where that gains too little."""
         if len(stack) < LEAST:
             return len(stack)
-        cut = self._cut(stack, 0.5)
+        cut = self._cut(stack, 2)
         longest = max(self.tiles_of(stack[:cut]), self.tiles_of(stack[cut:]))
         return cut if longest <= GAIN * self.tiles_of(stack) else len(stack)
 
-    def _cut(self, stack: Stack, share: float) -> int:
-        """Number of shards of the upper part, if about so large a share of the work is to fall to it."""
+    def _cut(self, stack: Stack, parts: int) -> int:
+        """Number of shards of the first of so many parts, of which the largest is to be as small as it can be."""
+        low, high = -(-self.tiles_of(stack) // parts), self.tiles_of(stack)
+        while low < high:
+            middle = (low + high) // 2
+            if len(self._parts(stack, middle)) <= parts:
+                high = middle
+            else:
+                low = middle + 1
+        return self._parts(stack, low)[0]
 
-        def longest(number: int) -> float:
-            return max(self.tiles_of(stack[:number]) / share, self.tiles_of(stack[number:]) / (1 - share))
-
-        return min(range(1, len(stack)), key=longest)
+    def _parts(self, stack: Stack, most: int) -> list[int]:
+        """Where parts of so many tiles end that take as much as they can; at least one shard each."""
+        ends, first = [], 0
+        for number in range(1, len(stack)):
+            if self.tiles_of((stack[first], stack[number])) > most:
+                ends.append(number)
+                first = number
+        return [*ends, len(stack)]
