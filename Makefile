@@ -59,7 +59,7 @@ $(VENV)/.deps-$(DEPS): | $(BIN)/python
 ifneq ($(TORCH_INDEX),)
 	@$(PIP) --index-url $(TORCH_INDEX) torch torchvision
 endif
-	@$(PIP) --editable ".[cpu,train]"
+	@$(PIP) --editable ".[cpu,train,distributed]"
 	@rm -f $(VENV)/.deps-* $(VENV)/.here-* $(VENV)/.dev-* && touch $@
 
 # An environment that another checkout made is pointed here.

@@ -95,6 +95,8 @@ class PredictKeywords(ContractKeywords, total=False):
     resume: bool
     shard: str | tuple[int, int] | None
     shard_rows: int | None
+    dask: str | None
+    workers: int | None
     overwrite: bool
     force: bool
 
@@ -113,7 +115,8 @@ def predict(
     A large scene is computed shard by shard (see `docs/shards.md`). A run that does not come to its end leaves the
     finished ones in the folder `<output>.job`, and the same call goes on from there: the result has the same bytes as
     that of one run. `resume=False` starts afresh and leaves nothing. `shard="2/4"` computes the second of four parts
-    into that folder only; `merge` joins them.
+    into that folder only; `merge` joins them. `dask="local:4"`, or a Dask scheduler's address, lets workers compute the
+    shards, to the same bytes; a script of yours needs `if __name__ == "__main__":` for local ones.
 
     Args:
         scene: Raster that GDAL opens (a file, a VRT, a URL, `s3://`), or a STAC item, whose assets are found by the
@@ -135,6 +138,7 @@ def predict(
             holds shards that other options, another model or another scene gave; nothing has been written then.
         ModelError: If the model can't be used.
         CancelledError: If `cancel` said so.
+        RuntimeMissingError: If `dask` is asked for and dask.distributed is not installed.
         CegateError: If anything else failed; no output is left behind, finished shards aside.
     """
     path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))

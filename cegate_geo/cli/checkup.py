@@ -41,7 +41,7 @@ FOREIGN_VARIABLES = (
 def examine() -> list[Finding]:
     """Look at everything that `predict` needs, and at what training needs."""
     checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python, _packages, _runtime, _projections, _variables, _machine, _model, _training
+        _python, _packages, _runtime, _projections, _variables, _machine, _model, _workers, _training
     )  # fmt: skip
     findings: list[Finding] = []
     for check in checks:
@@ -165,6 +165,16 @@ def _model() -> Iterator[Finding]:
         yield Finding(name="shipped model", state="broken", value=error.message, hint=error.hint)
         return
     yield Finding(name="shipped model", state="ok", value=f"{path.stem} loads and runs")
+
+
+def _workers() -> Iterator[Finding]:
+    from cegate_geo.infer.cluster import INSTALL, distributed_version
+
+    version = distributed_version()
+    if version is None:
+        yield Finding(name="distributed", state="note", value="not installed", hint=f"Only --dask needs it: {INSTALL}")
+    else:
+        yield Finding(name="distributed", state="ok", value=version)
 
 
 def _training() -> Iterator[Finding]:

@@ -156,6 +156,12 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--shard", metavar="I/N", help="Compute the I-th of N parts only, into OUTPUT.job; see cegate-geo merge.")
 @click.option("--shard-rows", type=int, metavar="PX", help="Rows of a shard, in steps of 512. Default: 4096.")
+@click.option(
+    "--dask",
+    metavar="ADDRESS|FILE.json|local[:N]",
+    help="Let the workers of a Dask scheduler, or N of this machine, compute the shards.",
+)
+@click.option("--workers", type=int, metavar="N", help="Local workers (default: one a core), or those to wait for.")
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 @click.option("--force", is_flag=True, help="Predict although the GSD is far from the model's.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, taken and written; write nothing.")
@@ -198,7 +204,9 @@ def command(
 
     Large scenes are computed in shards. A run that is cancelled, fails or is killed leaves those that are finished in
     the folder OUTPUT.job, and the same command goes on from there. Several processes, on any machines that share the
-    folder, compute one --shard each; cegate-geo merge joins them. Nothing of this changes a byte of the outputs.
+    folder, compute one --shard each; cegate-geo merge joins them. Or --dask lets the workers of a Dask scheduler do it,
+    which see scene, model and OUTPUT's folder under the same paths; --threads and --max-memory are those of each.
+    Shards of a lost worker are computed by others. Nothing of this changes a byte of the outputs.
     """
     stream: EventStream | None = state.get("events") if events else None
     if batch_size != "auto" and not batch_size.isdecimal():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +20,6 @@ from cegate_geo.infer.predictor import Predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.settle import Run, union
 from cegate_geo.infer.shard_file import ShardWriter
-from cegate_geo.infer.shard_store import ShardStore
 from cegate_geo.infer.streams import Prefetch, Worker
 from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.view import Shard
@@ -74,6 +75,16 @@ def _probabilities(predictor: Predictor, batch: Batch) -> npt.NDArray[np.float32
     return predictor.run(batch.inputs)[: batch.tiles]
 
 
+class Shelf(Protocol):
+    """Where finished shards go."""
+
+    def file(self, window: Window) -> Path:
+        """Where a shard lies."""
+
+    def add(self, entry: Entry) -> None:
+        """Say that a shard is finished."""
+
+
 class ShardSink:
     """Puts the bands of shards that follow one below the other into their files, and enters each in the journal.
 
@@ -84,7 +95,7 @@ class ShardSink:
         total: Takes what was counted, once it is in the journal.
     """
 
-    def __init__(self, stack: Sequence[Window], run: Run, store: ShardStore, total: Tally) -> None:
+    def __init__(self, stack: Sequence[Window], run: Run, store: Shelf, total: Tally) -> None:
         self._store, self._total, self._kinds = store, total, run.kinds
         legend, ground = run.predictor.manifest.legend, run.view.ground
         self._tallies = {window: Tally(legend, ground) for window in stack}

@@ -10,6 +10,7 @@ from typing import Any
 
 from cegate_geo.domain.contract import StatedContract
 from cegate_geo.errors import InputError
+from cegate_geo.infer.cluster import Place
 from cegate_geo.infer.gsd import GridChoice, ResampleMode
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.providers import PROVIDER_NAMES, ProviderName
@@ -87,7 +88,7 @@ class PredictOptions:
     provider: ProviderName = "auto"
     require_gpu: bool = False
     threads: int = 0
-    """Session threads; 0 for all usable cores."""
+    """Session threads; 0 for all usable cores, in a Dask worker for the threads that it was started with."""
     max_memory_mb: int = DEFAULT_MEMORY_MB
     """Memory to plan for: wide scenes are cut into upright shards until the buffers fit."""
     resume: bool = True
@@ -97,11 +98,22 @@ class PredictOptions:
     """The part that is computed, into the job folder only; None for everything."""
     shard_rows: int | None = None
     """Rows of a shard, a multiple of 512 or rounded down to one; None for 4096."""
+    dask: str | None = None
+    """Who computes the shards: 'local' or 'local:N' for workers on this machine, or a Dask scheduler's address or file.
+    None for this process."""
+    workers: int | None = None
+    """Workers that are started here (None: one a core), or that a scheduler must have before anything begins (None: 1).
+    """
     overwrite: bool = False
     force: bool = False
     """Predict although the scene's GSD is far from the model's."""
     stated: StatedContract = field(default_factory=StatedContract)
     """What the user says of a model that does not say it itself."""
+
+    @property
+    def place(self) -> Place | None:
+        """Where Dask workers are; None where this process computes."""
+        return None if self.dask is None else Place.parse(self.dask, self.workers)
 
     @property
     def vector_options(self) -> VectorOptions:
@@ -115,7 +127,7 @@ class PredictOptions:
 
     def __post_init__(self) -> None:
         checked_vector(self.vector)
-        self.vector_options  # noqa: B018 - checks them
+        self.vector_options, self.place  # noqa: B018 - checks them
         _require(
             (self.tile_size is None or self.tile_size > 0, f"tile_size={self.tile_size} is not positive"),
             (self.halo is None or self.halo >= 0, f"halo={self.halo} is negative"),
@@ -126,6 +138,11 @@ class PredictOptions:
             (
                 self.resume or self.shard is None,
                 "a part of a job goes to the job folder that resume=False does without",
+            ),
+            (self.dask is not None or self.workers is None, "workers is set, but there is no dask"),
+            (
+                self.dask is None or self.shard is None,
+                "a part of a job is computed by one process, dask computes all parts",
             ),
             (not self.invert_aoi or self.aoi is not None, "invert_aoi is set, but there is no aoi"),
             (

@@ -30,7 +30,7 @@ WITHOUT_SAY = frozenset(
         "batch_size",
     }
     | {"provider", "require_gpu", "threads", "max_memory_mb", "overwrite", "force", "stated", "gsd", "resample"}
-    | {"resume", "shard", "shard_rows"}
+    | {"resume", "shard", "shard_rows", "dask", "workers"}
 )
 """Options that change no shard, or are in its key as what became of them."""
 

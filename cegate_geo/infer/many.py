@@ -11,7 +11,7 @@ from typing import Any
 
 from cegate_geo.errors import EXIT_FAILED, CancelledError, CegateError, InputError
 from cegate_geo.infer.job import PredictOptions, PredictResult
-from cegate_geo.infer.pipeline import predict_scene
+from cegate_geo.infer.pipeline import open_workers, predict_scene
 from cegate_geo.infer.predictor import load_predictor
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.settle import session_options
@@ -124,14 +124,20 @@ def predict_scenes(
     results: list[PredictResult] = []
     failures: list[SceneFailure] = []
     share = _Share(progress, len(jobs))
-    with _made(folder):
+    with _made(folder), open_workers(options, None, Monitor(None, cancel)) as cluster:
         for number, job in enumerate(jobs):
             on_start(job)
             monitor = Monitor(share.of(number), cancel)
             try:
                 monitor.check()
                 result = predict_scene(
-                    job.scene, job.output, model=model, options=job.options, monitor=monitor, predictor=predictor
+                    job.scene,
+                    job.output,
+                    model=model,
+                    options=job.options,
+                    monitor=monitor,
+                    predictor=predictor,
+                    cluster=cluster,
                 )
             except CancelledError as error:
                 if results:

@@ -14,7 +14,9 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CancelledError, CegateError, CegateWarning
 from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.atomic import check_outputs, job_folder
+from cegate_geo.infer.cluster import Cluster, open_cluster
 from cegate_geo.infer.compute import ShardSink, compute_stack
+from cegate_geo.infer.delegate import compute_by_workers
 from cegate_geo.infer.finish import Product, Scratch, Targets, finish, product_result, scratch_rasters
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
@@ -25,6 +27,7 @@ from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
+from cegate_geo.infer.shares import cut_for
 from cegate_geo.infer.tally import Tally
 
 
@@ -36,8 +39,12 @@ def predict_scene(
     options: PredictOptions,
     monitor: Monitor,
     predictor: Predictor | None = None,
+    cluster: Cluster | None = None,
 ) -> PredictResult:
-    """Predict one scene into one mask; see `cegate_geo.api.predict`. `predictor` is the model, if it is loaded yet."""
+    """Predict one scene into one mask; see `cegate_geo.api.predict`.
+
+    `predictor` is the model and `cluster` the connection to Dask workers, where they are there yet.
+    """
     started = time.monotonic()
     targets = targets_of(output, options)
     local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
@@ -57,9 +64,14 @@ def predict_scene(
         run = decide(settle(scene, predictor, options), monitor.wait)
         predictor = run.predictor  # lets go of the session that it was compared with
         sha256 = file_sha256(predictor.path)
-        with _store(run, targets, model, sha256) as (run, store):
-            result = _compute_whole if options.shard is None else _compute_part
-            made = result(run, store, _product(run, targets, sha256), monitor)
+        with (
+            open_workers(options, cluster, monitor) as cluster,
+            _store(run, targets, model, sha256, cluster) as (run, store),
+        ):
+            if options.shard is not None:
+                made = _compute_part(run, store, _product(run, targets, sha256), monitor)
+            else:
+                made = _compute_whole(run, store, _product(run, targets, sha256), monitor, cluster, model)
     return replace(
         made,
         seconds=round(time.monotonic() - started, 3),
@@ -99,18 +111,35 @@ def _product(run: Run, targets: Targets, sha256: str) -> Product:
 
 
 @contextmanager
-def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tuple[Run, ShardStore | None]]:
+def open_workers(options: PredictOptions, cluster: Cluster | None, monitor: Monitor) -> Iterator[Cluster | None]:
+    """The connection to Dask workers: the one that is there, or a new one; None where this process computes."""
+    place = options.place
+    if cluster is not None or place is None:
+        yield cluster
+        return
+    monitor.check()
+    with open_cluster(place) as opened:
+        yield opened
+
+
+@contextmanager
+def _store(
+    run: Run, targets: Targets, model: Path, sha256: str, cluster: Cluster | None
+) -> Iterator[tuple[Run, ShardStore | None]]:
     """The folder of finished shards, and the run with its shards cut as they are there.
 
     None where nothing can be kept: a run of one shard, or one that is not to be resumed. Whatever fails, the error says
-    what is kept.
+    what is kept. Dask workers always put shards there.
     """
     options, path = run.options, store_path(targets.output)
     if not options.resume:
         discard(path)
-    if not options.resume or (len(run.windows) == 1 and options.shard is None and not path.exists()):
+    is_needed = cluster is not None or options.shard is not None or path.exists() or len(run.windows) > 1
+    if cluster is None and not (options.resume and is_needed):
         yield run, None
         return
+    if cluster is not None and options.shard_rows is None:
+        run = cut_for(run, max(cluster.wanted, len(cluster.workers())))
     with open_store(path, part=options.shard) as store:
         header = job_header(run, targets, model=model, sha256=sha256)
         store.begin(header)
@@ -118,8 +147,11 @@ def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tup
             run = cut_as_before(run, stored_shard_shape(store.header))
         try:
             yield run, store
-        except CegateError as error:
-            _say_what_is_kept(error, store, run)
+        except BaseException as error:
+            if not options.resume:
+                store.clear()
+            elif isinstance(error, CegateError):
+                _say_what_is_kept(error, store, run)
             raise
 
 
@@ -147,7 +179,9 @@ def _say_what_is_kept(error: CegateError, store: ShardStore, run: Run) -> None:
     error.hint = text if isinstance(error, CancelledError) else f"{error.hint} {text}".strip()
 
 
-def _compute_whole(run: Run, store: ShardStore | None, product: Product, monitor: Monitor) -> PredictResult:
+def _compute_whole(
+    run: Run, store: ShardStore | None, product: Product, monitor: Monitor, cluster: Cluster | None, model: Path
+) -> PredictResult:
     """Compute what is missing, and make the outputs."""
     tally = Tally(product.legend, product.view.ground)
     entries = _finished(store, run.windows, monitor)
@@ -155,7 +189,13 @@ def _compute_whole(run: Run, store: ShardStore | None, product: Product, monitor
         with scratch_rasters(job, product) as scratch:
             if store is not None:
                 scratch.copy(store, entries, monitor)
-            tiles, skipped = _compute_missing(run, run.windows, store, entries, tally, monitor, scratch=scratch)
+            missing = _count_finished(run.windows, entries, tally)
+            if cluster is None or store is None:
+                tiles, skipped = _compute_missing(run, missing, store, tally, monitor, scratch=scratch)
+            else:
+                tiles, skipped = compute_by_workers(
+                    cluster, run, missing, store, model=model, tally=tally, scratch=scratch, monitor=monitor
+                )
         polygons = finish(product, job, tally, monitor)
     if store is not None:
         store.clear()
@@ -171,7 +211,7 @@ def _compute_part(run: Run, store: ShardStore | None, product: Product, monitor:
         raise CegateError("A part of a job has no folder to go to.", hint="Report this, with the command.")
     windows, tally = part.of(run.windows), Tally(product.legend, product.view.ground)
     entries = _finished(store, windows, monitor)
-    tiles, skipped = _compute_missing(run, windows, store, entries, tally, monitor)
+    tiles, skipped = _compute_missing(run, _count_finished(windows, entries, tally), store, tally, monitor)
     monitor.finish()
     return replace(
         product_result(replace(product, targets=Targets(output=store.path)), tally),
@@ -190,19 +230,14 @@ def _finished(store: ShardStore | None, windows: tuple[Window, ...], monitor: Mo
 
 def _compute_missing(
     run: Run,
-    windows: tuple[Window, ...],
+    missing: list[tuple[Window, ...]],
     store: ShardStore | None,
-    entries: list[Entry],
     tally: Tally,
     monitor: Monitor,
     *,
     scratch: Scratch | None = None,
 ) -> tuple[int, int]:
-    """Compute the shards that are not finished; count all. Gives the number of tiles, and of those skipped."""
-    for entry in entries:
-        tally.include_json(entry.tally)
-    done = {entry.window for entry in entries}
-    missing = stacks(tuple(window for window in windows if window not in done))
+    """Compute and count the shards that are not finished. Gives the number of tiles, and of those skipped."""
     tiles, skipped = sum(run.tiles_of(run.view.shard(union(stack))) for stack in missing), 0
     monitor.start(tiles)
     for stack in missing:
@@ -216,6 +251,14 @@ def _compute_missing(
             if sink is not None:
                 sink.finish()
     return tiles, skipped
+
+
+def _count_finished(windows: tuple[Window, ...], entries: list[Entry], tally: Tally) -> list[tuple[Window, ...]]:
+    """Count what is finished; gives what is missing."""
+    for entry in entries:
+        tally.include_json(entry.tally)
+    done = {entry.window for entry in entries}
+    return stacks(tuple(window for window in windows if window not in done))
 
 
 def _hand_on(takers: Sequence[Callable[[Band], None]], band: Band) -> None:

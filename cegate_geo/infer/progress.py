@@ -61,6 +61,12 @@ class Monitor:
         self.check()
         self._report((1 - FINISHING) * self._done / max(self._total, 1))
 
+    def at(self, done: int, total: int) -> None:
+        """Say how many tiles are done, and how many there are: of work whose parts may be lost and cut anew."""
+        self._run, self._done, self._total = done, done, total
+        self.check()
+        self._report((1 - FINISHING) * min(done / max(total, 1), 1.0))
+
     def finish(self) -> None:
         """Say that the job is complete."""
         self._done = self._total

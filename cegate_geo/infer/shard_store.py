@@ -2,6 +2,7 @@
 
 MASK.tif.job/lock                    held by whoever works here; parts of one job share it
 MASK.tif.job/journal.jsonl           of whole runs; journal-2-of-4.jsonl of the second of four parts
+MASK.tif.job/journal-HOST-PID-ID.jsonl   of a Dask worker
 MASK.tif.job/r0c4096.shard           a shard whose first row is 0 and first column 4096
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,8 +29,15 @@ FOLDER_SUFFIX = ".job"
 WHOLE = "journal.jsonl"
 OURS = re.compile(r"lock|journal.*\.jsonl|r\d+c\d+\.shard|.*\.part|\.journal.*\.lock")
 """Names of the files in such a folder."""
+TOKEN = ".dask-"
+"""A file that begins so tells Dask workers that their client wants shards in this folder."""
 SHOWN = 60
 """Characters of a value that an error shows."""
+
+
+def shard_file(folder: Path, window: Window) -> Path:
+    """Where a shard lies."""
+    return folder / f"r{window.row_off}c{window.col_off}.shard"
 
 
 def store_path(output: Path) -> Path:
@@ -49,6 +58,8 @@ class ShardStore:
         self._journal: Journal | None = None
         self.written: dict[str, Written] = {}
         """What the journals say, by their names."""
+        self.begun: Mapping[str, Any] = {}
+        """The header of this run."""
         self.read()
 
     def read(self) -> None:
@@ -72,8 +83,10 @@ class ShardStore:
         if self.header is not None:
             header = {**header, "shard_shape": self.header["shard_shape"]}
         for remains in self.path.glob(f"*{SUFFIX}"):
-            if self._part is None:  # nobody else works here
+            # Without a part nobody else works here; with one, still no client of Dask workers.
+            if self._part is None or remains.name.startswith(TOKEN):
                 remains.unlink(missing_ok=True)
+        self.begun = header
         self._journal = Journal(self.path / (self._part.journal if self._part else WHOLE), header)
 
     def entries(self) -> dict[Window, Entry]:
@@ -92,7 +105,18 @@ class ShardStore:
 
     def file(self, window: Window) -> Path:
         """Where a shard lies."""
-        return self.path / f"r{window.row_off}c{window.col_off}.shard"
+        return shard_file(self.path, window)
+
+    @contextmanager
+    def token(self) -> Iterator[str]:
+        """A file for Dask workers to see that it is this folder, and that its client still wants shards: its name."""
+        path = self.path / f"{TOKEN}{uuid.uuid4().hex}{SUFFIX}"
+        with write_errors(path):
+            path.touch()
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
 
     def add(self, entry: Entry) -> None:
         """Say that a shard is finished."""
@@ -133,14 +157,18 @@ def require_same_job(path: Path, there: Mapping[str, Any], here: Mapping[str, An
             f"{path.name} was written by another version of cegate-geo.",
             hint="Go on with that version, or start afresh with --no-resume.",
         )
-    old, new = there["key"], here["key"]
-    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if differing:
-        told = "; ".join(f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}" for name in differing)
+    told = tell_difference(there["key"], here["key"])
+    if told:
         raise InputError(
             f"{path} holds shards of another job: {told}.",
             hint="Repeat the command as it was, choose another output, or start afresh with --no-resume.",
         )
+
+
+def tell_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What of two job keys differs, for people; empty where nothing does."""
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return "; ".join(f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}" for name in differing)
 
 
 def _shown(value: Any) -> str:

@@ -188,6 +188,7 @@ def test_the_doctor_finds_a_working_engine(capsys: pytest.CaptureFixture[str]) -
     assert report["ok"] is True
     names = {f["name"] for f in report["findings"]}
     assert {"python", "rasterio", "GDAL", "onnxruntime", "providers", "PROJ (rasterio)", "PROJ (pyproj)"} <= names
+    assert "distributed" in names
 
 
 def test_the_doctor_names_what_is_broken(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
