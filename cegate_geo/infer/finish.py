@@ -114,6 +114,7 @@ def scratch_rasters(job: JobFolder, product: Product) -> Iterator[Scratch]:
 def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> int | None:
     """Make COGs, side files and polygons in the job folder, and give them their names. Gives the number of polygons."""
     targets, polygons = product.targets, None
+    steps, done = len(targets.rasters) + (targets.vector is not None), 0
     if targets.vector is not None:
         from cegate_geo.infer.vectorize import vectorize
 
@@ -129,6 +130,8 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
             check=monitor.check,
         )
         job.publish(scratch, targets.vector)
+        done += 1
+        monitor.finishing(done / steps)
     for name, target in targets.rasters.items():
         source, cog, kind = job.file(f"{name}.tif"), job.file(f"{name}.cog.tif"), product.kinds[name]
         monitor.wait(lambda source=source, cog=cog, kind=kind: make_cog(source, cog, kind))  # type: ignore[misc]
@@ -137,6 +140,8 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
         if name == "classes":
             _add_side_files(product, job, tally)
         job.publish(cog, target)
+        done += 1
+        monitor.finishing(done / steps)
     if not tally.pixels:
         warnings.warn(
             "No pixel got a class: all is nodata, or the area of interest holds the centre of no pixel.",

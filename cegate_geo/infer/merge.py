@@ -25,6 +25,10 @@ from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.view import settle_view
 
 
+FINISHING = 0.7
+"""Part of a merge that comes after the last shard: overviews and compression take longer than copying."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MergeOptions:
     """Where outputs go; None for where the parts were told that they would."""
@@ -48,6 +52,7 @@ def merge_job(folder: Path, options: MergeOptions, *, monitor: Monitor) -> Predi
         )
     with open_store(folder, make=False) as store:
         job = _read_job(store)
+        _require_agreement(store, options)
         targets = _targets(job, options)
         check_outputs(targets.files, inputs=[Path(job.scene)], overwrite=options.overwrite)
         require_complete(store, job, monitor)
@@ -73,6 +78,35 @@ def _read_job(store: ShardStore) -> StoredJob:
     for written in store.written.values():
         require_same_job(store.path, header, written.header)
     return StoredJob.read(header, path=store.path)
+
+
+POLYGON_OPTIONS = {"min_area_m2": "--min-area", "simplify_m": "--simplify", "classes": "--vector-classes"}
+
+
+def _require_agreement(store: ShardStore, options: MergeOptions) -> None:
+    """Refuse parts that were told different things of polygons, unless the merge is told.
+
+    Raises:
+        InputError: What which of them was told.
+    """
+    said = {"min_area_m2": options.min_area_m2, "simplify_m": options.simplify_m, "classes": options.vector_classes}
+    for name, option in POLYGON_OPTIONS.items():
+        if said[name] is not None:
+            continue
+        told = {journal: written.header["targets"]["polygons"][name] for journal, written in store.written.items()}
+        first, *others = told.items()
+        other = next((pair for pair in others if pair[1] != first[1]), None)
+        if other is not None:
+            raise InputError(
+                f"The parts in {store.path} were told different things: {option} is {_words(first[1])} in {first[0]}, "
+                f"{_words(other[1])} in {other[0]}.",
+                hint=f"Say which holds: merge {option} {_words(first[1])}.",
+            )
+
+
+def _words(value: Any) -> str:
+    """The value of an option, as it is written on the command line."""
+    return (",".join(value) or "of all classes") if isinstance(value, list) else f"{value:g}"
 
 
 def _targets(job: StoredJob, options: MergeOptions) -> Targets:
@@ -148,11 +182,12 @@ def _join(
         product = Product(legend=legend, view=view, kinds=made, tags=job.tags, targets=targets)
         tally = Tally(legend, view.ground)
         entries = store.entries()
-        monitor.start(0)
+        monitor.start(len(job.windows), finishing=FINISHING)
         with job_folder(targets.output, overwrite=options.overwrite) as work:
             with scratch_rasters(work, product) as scratch:
                 for window in job.windows:
                     tally.include_json(entries[window].tally)
                     scratch.copy(store, [entries[window]], monitor)
+                    monitor.advance(run=1, skipped=0)
             polygons = finish(product, work, tally, monitor)
         return product_result(product, tally, polygons=polygons)
