@@ -20,7 +20,7 @@ from cegate_geo.infer.gsd import describe, measure
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import stored_shard_shape
 from cegate_geo.infer.job_key import job_key
-from cegate_geo.infer.pipeline import cut_as_before, targets_of
+from cegate_geo.infer.pipeline import as_resumed, cut_as_before, fed_as_before, targets_of
 from cegate_geo.infer.predictor import file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import Scene
@@ -100,6 +100,7 @@ def forecast(
         closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(wanted, inputs=scene.files, overwrite=options.overwrite)
+        predictor = as_resumed(predictor, store_path(output), options)
         run = decide(settle(scene, predictor, options), monitor.wait)
         run = _as_kept(run, store_path(output))
         windows = run.windows if options.shard is None else options.shard.of(run.windows)
@@ -133,6 +134,7 @@ def _as_kept(run: Run, path: Path) -> Run:
     if not run.options.resume or not path.is_dir():
         return run
     store, sha256 = ShardStore(path), file_sha256(run.predictor.path)
+    run = fed_as_before(run, store.header)
     for written in store.written.values():
         require_same_job(path, written.header, {"key": job_key(run, sha256)})
     return run if store.header is None else cut_as_before(run, stored_shard_shape(store.header))

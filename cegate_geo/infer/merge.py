@@ -100,13 +100,13 @@ def _require_agreement(store: ShardStore, options: MergeOptions) -> None:
             raise InputError(
                 f"The parts in {store.path} were told different things: {option} is {_words(first[1])} in {first[0]}, "
                 f"{_words(other[1])} in {other[0]}.",
-                hint=f"Say which holds: merge {option} {_words(first[1])}.",
+                hint=f"Say to merge which holds, with {option}.",
             )
 
 
 def _words(value: Any) -> str:
-    """The value of an option, as it is written on the command line."""
-    return (",".join(value) or "of all classes") if isinstance(value, list) else f"{value:g}"
+    """The value of an option."""
+    return (",".join(value) or "all") if isinstance(value, list) else f"{value:g}"
 
 
 def _targets(job: StoredJob, options: MergeOptions) -> Targets:

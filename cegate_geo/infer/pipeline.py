@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CancelledError, CegateError, CegateWarning
@@ -18,7 +19,7 @@ from cegate_geo.infer.compute import ShardSink, compute_stack
 from cegate_geo.infer.finish import Product, Scratch, Targets, finish, product_result, scratch_rasters
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
-from cegate_geo.infer.job_header import job_header, stored_shard_shape
+from cegate_geo.infer.job_header import job_header, stored_batch, stored_provider, stored_shard_shape
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
@@ -54,7 +55,7 @@ def predict_scene(
         closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
-        run = decide(settle(scene, predictor, options), monitor.wait)
+        run = decide(settle(scene, as_resumed(predictor, store_path(output), options), options), monitor.wait)
         predictor = run.predictor  # lets go of the session that it was compared with
         sha256 = file_sha256(predictor.path)
         with _store(run, targets, model, sha256) as (run, store):
@@ -112,8 +113,8 @@ def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tup
         yield run, None
         return
     with open_store(path, part=options.shard) as store:
-        header = job_header(run, targets, model=model, sha256=sha256)
-        store.begin(header)
+        run = fed_as_before(run, store.header)
+        store.begin(job_header(run, targets, model=model, sha256=sha256))
         if store.header is not None:
             run = cut_as_before(run, stored_shard_shape(store.header))
         try:
@@ -121,6 +122,25 @@ def _store(run: Run, targets: Targets, model: Path, sha256: str) -> Iterator[tup
         except CegateError as error:
             _say_what_is_kept(error, store, run)
             raise
+
+
+def as_resumed(predictor: Predictor, path: Path, options: PredictOptions) -> Predictor:
+    """The model on what finished shards were computed on, where it is left open what it runs on, and that is here."""
+    if options.provider != "auto" or not options.resume or not path.is_dir():
+        return predictor
+    header = ShardStore(path).header
+    return predictor if header is None else predictor.preferring(stored_provider(header))
+
+
+def fed_as_before(run: Run, header: Mapping[str, Any] | None) -> Run:
+    """The run with as many tiles in a call as finished shards were computed with, where nobody asks for a number.
+
+    That number may decide the last bits of a result, and the memory that is given may have decided the number.
+    """
+    batch_size = None if header is None else stored_batch(header)
+    if batch_size is None or run.options.batch_size is not None or run.predictor.batch is not None:
+        return run
+    return replace(run, form=replace(run.form, batch_size=batch_size))
 
 
 def cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:

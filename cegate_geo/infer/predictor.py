@@ -240,6 +240,14 @@ class Predictor:
             trial = trial.on(trial.others, reason=f"{trial.way.label} is not used: {problem}")
         return dataclasses.replace(trial, reference=None)
 
+    def preferring(self, label: str) -> Predictor:
+        """This model with the way of that `Candidate.label` before all others; as it is where that is not here."""
+        wanted = next((way for way in self.others if way.label == label), None)
+        if wanted is None or self.reference is None or self.way.label == label:
+            return self
+        rest = tuple(way for way in (self.way, *self.others) if way is not wanted)
+        return self.on((wanted, *rest), reason="finished shards were computed on it")
+
     def on(self, ways: tuple[Candidate, ...], *, reason: str = "") -> Predictor:
         """This model with the first of `ways` that can be opened; says which could not.
 

@@ -161,7 +161,11 @@ predict(**json.loads(sys.argv[1]), progress=lambda at: print(at.fraction, flush=
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+KILLED_RUNS = int(os.environ.get("CEGATE_KILLED_RUNS", "3"))
+"""Runs that are killed three times each; CONTRIBUTING tells of it."""
+
+
+@pytest.mark.parametrize("seed", range(KILLED_RUNS))
 def test_killed_at_random_moments_and_resumed_it_gives_the_bytes_of_one(
     given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path, seed: int
 ) -> None:
@@ -393,6 +397,36 @@ def test_merge_asks_for_what_was_computed(given: dict[str, Any], tmp_path: Path)
     assert {p.name: p.read_bytes() for p in job.iterdir()} == before
     merge(job, overwrite=True)
     assert listing(tmp_path) == ["mask.qml", "mask.tif", "mask.tif.aux.xml"]
+
+
+def test_merge_does_not_choose_between_parts_that_were_told_different_things_of_polygons(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    told = {"vector": tmp_path / "v.fgb", "output": tmp_path / "mask.tif", **ROWS}
+    predict(**given, **told, shard="1/2", min_area_m2=3.0)
+    predict(**given, **told, shard="2/2", vector_classes=["other"])
+    job = tmp_path / "mask.tif.job"
+    before = {p.name: p.read_bytes() for p in job.iterdir()}
+    said = r"--min-area is 3 in journal-1-of-2\.jsonl, 0 in journal-2-of-2\.jsonl"
+    with pytest.raises(InputError, match=said):
+        merge(job)
+    with pytest.raises(InputError, match=r"--vector-classes is all in .*, other in journal-2-of-2\.jsonl"):
+        merge(job, min_area_m2=3.0)
+    assert {p.name: p.read_bytes() for p in job.iterdir()} == before
+    merge(job, min_area_m2=3.0, vector_classes=["other"])
+    assert {name for name in listing(tmp_path) if name.startswith("v")} == {"v.fgb"}
+
+
+def test_merge_tells_how_far_it_is(given: dict[str, Any], tmp_path: Path) -> None:
+    for part in ("1/2", "2/2"):
+        predict(**given, **places(tmp_path), **ROWS, shard=part)
+    seen: list[Progress] = []
+    merge(tmp_path / "mask.tif.job", progress=seen.append)
+    fractions = [at.fraction for at in seen]
+    assert fractions == sorted(fractions)
+    assert [at.done for at in seen][:5] == [0, 1, 2, 3, 4], "shard by shard"
+    assert len({f for f in fractions if 0.3 < f < 1}) >= 3, "polygons and each raster are told, too"
+    assert (fractions[0], fractions[-1]) == (0, 1)
 
 
 @pytest.mark.parametrize("by", [merge, None])
