@@ -20,10 +20,10 @@ from cegate_geo.infer.gsd import describe, measure
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import stored_shard_shape
 from cegate_geo.infer.job_key import job_key
-from cegate_geo.infer.pipeline import as_resumed, cut_as_before, fed_as_before, targets_of
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene, scene_label
+from cegate_geo.infer.pipeline import as_resumed, cut_as_before, fed_as_before, local_inputs, targets_of
 from cegate_geo.infer.predictor import file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, union
 from cegate_geo.infer.shard_store import ShardStore, require_same_job, store_path
 from cegate_geo.infer.view import Shard
@@ -91,13 +91,12 @@ def forecast(
     """Plan a prediction and measure one tile; see `cegate_geo.api.plan`."""
     monitor = monitor or Monitor()
     wanted = targets_of(output, options).files
-    local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
-    check_outputs(wanted, inputs=local, overwrite=options.overwrite)
+    check_outputs(wanted, inputs=local_inputs(scene_path, options, model), overwrite=options.overwrite)
     predictor = load_predictor(model, session_options(options), stated=options.stated, tile_size=options.tile_size)
     bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(scene_path),
-        closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
+        closing(open_scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(wanted, inputs=scene.files, overwrite=options.overwrite)
         predictor = as_resumed(predictor, store_path(output), options)
@@ -108,7 +107,7 @@ def forecast(
         tiles, skipped = sum(map(run.tiles_of, streams)), _outside(run, streams)
         width = max((window.width for window in windows), default=0)
         return PredictPlan(
-            scene=scene_path,
+            scene=scene_path if mosaic_sources(scene_path) is None else scene_label(scene_path),
             outputs=wanted if options.shard is None else [store_path(output)],
             grid=describe_grid(run.view),
             ground=_ground(run),

@@ -16,9 +16,9 @@ from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictResult, checked_output, checked_vector
 from cegate_geo.infer.job_header import StoredJob
 from cegate_geo.infer.job_key import describe_place
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene, scene_label
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import raster_kinds
 from cegate_geo.infer.shard_store import ShardStore, open_store, require_same_job
 from cegate_geo.infer.tally import Tally
@@ -54,7 +54,8 @@ def merge_job(folder: Path, options: MergeOptions, *, monitor: Monitor) -> Predi
         job = _read_job(store)
         _require_agreement(store, options)
         targets = _targets(job, options)
-        check_outputs(targets.files, inputs=[Path(job.scene)], overwrite=options.overwrite)
+        sources = [Path(source) for source in mosaic_sources(job.scene) or [job.scene]]
+        check_outputs(targets.files, inputs=sources, overwrite=options.overwrite)
         require_complete(store, job, monitor)
         with gdal_settings(job.scene):
             result = _join(store, job, targets, options, monitor)
@@ -167,14 +168,14 @@ def require_complete(store: ShardStore, job: StoredJob, monitor: Monitor) -> Non
 def _join(
     store: ShardStore, job: StoredJob, targets: Targets, options: MergeOptions, monitor: Monitor
 ) -> PredictResult:
-    with closing(Scene(job.scene, job.manifest, bands=job.bands, nodata=job.nodata)) as scene:
+    with closing(open_scene(job.scene, job.manifest, bands=job.bands, nodata=job.nodata)) as scene:
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CegateWarning)  # the parts have said it
             view = settle_view(scene, job.manifest, gsd=job.gsd, resample=job.resample, force=True)
         if describe_place(view) != job.key["grid"]:
             raise InputError(
-                f"{job.scene} is not the scene that the shards were computed from: its grid is another.",
+                f"{scene_label(job.scene)} is not the scene that the shards were computed from: its grid is another.",
                 hint="Bring it back, or compute the shards anew.",
             )
         legend = job.manifest.legend

@@ -21,9 +21,9 @@ from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
 from cegate_geo.infer.job_header import job_header, stored_batch, stored_provider, stored_shard_shape
 from cegate_geo.infer.journal import Entry
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene
 from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
 from cegate_geo.infer.tally import Tally
@@ -41,8 +41,7 @@ def predict_scene(
     """Predict one scene into one mask; see `cegate_geo.api.predict`. `predictor` is the model, if it is loaded yet."""
     started = time.monotonic()
     targets = targets_of(output, options)
-    local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
-    check_outputs(targets.files, inputs=local, overwrite=options.overwrite)
+    check_outputs(targets.files, inputs=local_inputs(scene_path, options, model), overwrite=options.overwrite)
     predictor = predictor or load_predictor(
         model,
         session_options(options),
@@ -52,7 +51,7 @@ def predict_scene(
     bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(scene_path),
-        closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
+        closing(open_scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
         run = decide(settle(scene, as_resumed(predictor, store_path(output), options), options), monitor.wait)
@@ -69,6 +68,12 @@ def predict_scene(
         model=str(model),
         model_sha256=sha256,
     )
+
+
+def local_inputs(scene_path: str, options: PredictOptions, model: Path) -> list[Path]:
+    """The files that a run is given by name."""
+    names = [*(mosaic_sources(scene_path) or [scene_path]), (options.aoi or "").partition("|")[0], str(model)]
+    return [Path(name) for name in names if name and "://" not in name]
 
 
 def targets_of(output: Path, options: PredictOptions) -> Targets:

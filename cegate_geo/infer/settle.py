@@ -17,9 +17,10 @@ from cegate_geo.errors import InputError
 from cegate_geo.infer import budget
 from cegate_geo.infer.feed import InputForm, middle_tile
 from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.mosaic import scene_label
 from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.predictor import Predictor, SessionOptions
-from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.reader import AnyScene
 from cegate_geo.infer.tiles import TilePlan, shard_windows
 from cegate_geo.infer.view import Shard, View, settle_view
 from cegate_geo.infer.writer import (
@@ -51,7 +52,7 @@ class Run:
     """Of the area of interest; None where there is none."""
 
     @property
-    def scene(self) -> Scene:
+    def scene(self) -> AnyScene:
         """What is predicted."""
         return self.view.scene
 
@@ -129,7 +130,7 @@ def session_options(options: PredictOptions) -> SessionOptions:
     )
 
 
-def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
+def settle(scene: AnyScene, predictor: Predictor, options: PredictOptions) -> Run:
     """Plan grids, tiles and shards; warn of or refuse what does not fit."""
     manifest, legend = predictor.manifest, predictor.manifest.legend
     view = settle_view(scene, manifest, gsd=options.gsd, resample=options.resample_mode, force=options.force)
@@ -241,7 +242,7 @@ def tags(run: Run, sha256: str) -> dict[str, str]:
         "CEGATE_VERSION": __version__,
         "CEGATE_MODEL": manifest.name,
         "CEGATE_MODEL_SHA256": sha256,
-        "CEGATE_SCENE": Path(run.scene.path).name,
+        "CEGATE_SCENE": scene_label(run.scene.path),
         "CEGATE_PARAMETERS": json.dumps(parameters, sort_keys=True),
         "CEGATE_LEGEND": json.dumps([{"id": c.id, "name": c.name, "color": c.hex} for c in manifest.legend]),
         "CEGATE_ATTRIBUTION": manifest.attribution,
