@@ -92,7 +92,7 @@ class PredictKeywords(ContractKeywords, total=False):
     provider: ProviderName
     require_gpu: bool
     threads: int
-    max_memory_mb: int
+    max_memory_mb: int | None
     resume: bool
     shard: str | tuple[int, int] | None
     shard_rows: int | None
@@ -140,7 +140,8 @@ def predict(
         CegateError: If anything else failed; no output is left behind, finished shards aside.
     """
     path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
-    return predict_scene(_scene_name(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
+    monitor = Monitor(progress, cancel)
+    return predict_scene(_scene_name(scene), Path(output), model=path, options=settings, monitor=monitor)
 
 
 def merge(

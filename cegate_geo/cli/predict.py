@@ -100,7 +100,7 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--vector-classes", type=WordList(), default=(), metavar="NAMES|IDS", help="Polygons: of these classes.")
 @click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability to write, a .tif.")
 @click.option("--probabilities", type=click.Path(path_type=Path), help="All probabilities to write, a .tif.")
-@click.option("--mosaic", is_flag=True, help="All SCENEs, and those of folders and patterns, are one scene of one grid.")
+@click.option("--mosaic", is_flag=True, help="All SCENEs, those of folders and patterns too, are one scene.")
 @click.option("--aoi", metavar="FILE[|LAYER]", help="Polygons: predict only there.")
 @click.option("--invert-aoi", is_flag=True, help="Predict only outside of --aoi.")
 @click.option("--bands", type=WordList(), default=(), metavar="1,2,3|NAMES", help="Bands, in the model's order.")
@@ -145,9 +145,8 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--max-memory",
     "max_memory_mb",
     type=MemorySize(),
-    default="512M",
-    show_default=True,
-    help="Memory to plan for; polygons take more.",
+    metavar="SIZE",
+    help="Take no more memory than that. Default: 512M, or the least that the model takes.",
 )
 @click.option(
     "--resume/--no-resume",
@@ -280,9 +279,7 @@ def _predict_many(
     done.raise_failures()
 
 
-def _dry_run(
-    scenes: Scenes, output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
-) -> None:
+def _dry_run(scenes: Scenes, output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]) -> None:
     from cegate_geo.api import plan
 
     if len(scenes) > 1:

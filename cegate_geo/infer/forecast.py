@@ -11,13 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from cegate_geo.infer import budget
 from cegate_geo.infer.atomic import check_outputs
 from cegate_geo.infer.feed import middle_tile
 from cegate_geo.infer.finish import describe_grid
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.gsd import describe, measure
-from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.job import DEFAULT_MEMORY_MB, PredictOptions
 from cegate_geo.infer.job_header import stored_shard_shape
 from cegate_geo.infer.job_key import job_key
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene, scene_label
@@ -58,7 +57,7 @@ class PredictPlan:
     shard_width: int
     """Of the widest, in pixels of the outputs."""
     memory_mb: int
-    """What the buffers, libraries and the model are planned to take."""
+    """What the process takes at most, libraries and the model included; outlines of polygons aside."""
     max_memory_mb: int
     seconds: float | None
     """For the model alone, by one of the scene's tiles: reading and writing go on beside it. None where no tile holds
@@ -119,8 +118,8 @@ def forecast(
             batch_size=run.form.batch_size,
             shards=len(windows),
             shard_width=width,
-            memory_mb=_memory_mb(run, width),
-            max_memory_mb=options.max_memory_mb,
+            memory_mb=run.needs.needed_mb(width),
+            max_memory_mb=options.max_memory_mb or max(DEFAULT_MEMORY_MB, run.needs.needed_mb(width)),
             seconds=_seconds(run, tiles - skipped, monitor.wait),
             provider=run.predictor.way.label,
             provider_reason=run.predictor.reason,
@@ -153,20 +152,6 @@ def _outside(run: Run, streams: Sequence[Shard]) -> int:
     )
 
 
-def _memory_mb(run: Run, width: int) -> int:
-    options, legend = run.options, run.predictor.manifest.legend
-    needs = budget.estimate(
-        run.plan,
-        run.view,
-        classes=len(legend),
-        batch_size=run.form.batch_size,
-        model_bytes=run.predictor.path.stat().st_size,
-        extra_channels=bool(options.confidence or options.vector) + (len(legend) if options.probabilities else 0),
-        margin=run.predictor.margin,
-    )
-    return -(-(needs.fixed + needs.per_column * width) // budget.MEGABYTE)
-
-
 def _seconds(run: Run, tiles: int, wait: Callable[[Callable[[], float]], float]) -> float | None:
     """What the model takes for so many tiles, by a batch of copies of one of them."""
     tile = middle_tile(run.view, run.plan, run.form)
@@ -183,7 +168,7 @@ def _seconds(run: Run, tiles: int, wait: Callable[[Callable[[], float]], float])
     spent = wait(once)
     if spent < PATIENCE_S:
         spent = min(spent, wait(once))
-    return round(spent / count * tiles, 3)
+    return round(spent / count * tiles, 6)
 
 
 def _ground(run: Run) -> Mapping[str, Any] | None:

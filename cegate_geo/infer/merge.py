@@ -24,7 +24,6 @@ from cegate_geo.infer.shard_store import ShardStore, open_store, require_same_jo
 from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.view import settle_view
 
-
 FINISHING = 0.7
 """Part of a merge that comes after the last shard: overviews and compression take longer than copying."""
 

@@ -65,7 +65,7 @@ def _rasters(source: str) -> list[str]:
         found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in RASTER_SUFFIXES)
         problem = f"There is no raster in the folder {source}"
     elif is_plain_path(source) and glob.has_magic(source) and not folder.exists():
-        found = sorted(glob.glob(source, recursive=True))
+        found = sorted(glob.glob(source, recursive=True))  # noqa: PTH207 - absolute patterns, too
         problem = f"No file is named like {source}"
     else:
         return [source]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import CancelledError, CegateError, CegateWarning
+from cegate_geo.errors import CancelledError, CegateError, InputError
 from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.atomic import check_outputs, job_folder
 from cegate_geo.infer.compute import ShardSink, compute_stack
@@ -149,14 +148,18 @@ def fed_as_before(run: Run, header: Mapping[str, Any] | None) -> Run:
 
 
 def cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:
-    """The run with shards of the size that finished ones have."""
-    width = min(shard_shape[1], run.region.width)
-    if width > run.shard_shape[1]:
-        warnings.warn(
-            f"Finished shards are {width} px wide, for which --max-memory {run.options.max_memory_mb}M is too "
-            "little. --no-resume cuts the scene anew.",
-            CegateWarning,
-            stacklevel=2,
+    """The run with shards of the size that finished ones have.
+
+    Raises:
+        InputError: If the memory that this run is given does not suffice for them.
+    """
+    width, given = min(shard_shape[1], run.region.width), run.options.max_memory_mb
+    needed = run.needs.needed_mb(width)
+    if given is not None and needed > given and width > run.shard_shape[1]:
+        raise InputError(
+            f"Finished shards are {width} px wide, which takes about {needed} MB: --max-memory {given}M does not "
+            "suffice.",
+            hint=f"Go on with --max-memory {needed}M; --no-resume cuts the scene anew.",
         )
     return replace(run, shard_shape=shard_shape)
 

@@ -285,7 +285,9 @@ def test_an_interrupt_while_it_loads_is_a_cancelled_run_in_one_line(name: str, m
 
 def test_an_interrupt_once_the_command_is_loaded_is_told_by_the_command() -> None:
     code = "import signal\nfrom cegate_geo.__main__ import main\nimport sys\nsys.argv = ['cegate-geo', 'doctor']\n"
-    code += "from cegate_geo.cli import doctor\ndoctor.command.callback = lambda **_: signal.raise_signal(signal.SIGINT)"
+    code += (
+        "from cegate_geo.cli import doctor\ndoctor.command.callback = lambda **_: signal.raise_signal(signal.SIGINT)"
+    )
     code += "\nraise SystemExit(main())"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.lstrip()) == (130, "cegate-geo: Cancelled.\n")
