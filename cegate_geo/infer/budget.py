@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from cegate_geo.infer.writer import (
 )
 
 QUEUE_DEPTH = 2
-"""Batches ahead of the session, outputs behind it, bands before the writer: each so many at most."""
+"""Batches ahead of the session, outputs behind it: each so many at most."""
+BANDS_WAITING = 1
+"""Bands before the writer, at most: they are large, and one is enough to keep it busy."""
 BASE_MB = 122
 """Interpreter and libraries. A program that held more before it called us is not charged for it."""
 CACHE_MB = 64
@@ -98,13 +99,13 @@ def estimate(
     if view.resampling is None:
         rows_held = min(seen.height + block_rows, plan.shape[0])
         strip = rows_held * (scene.channels * scene.dtype.itemsize + 2) * 2
-        bands = core * (2 + extra_channels) * (QUEUE_DEPTH + 2)
+        bands = core * (2 + extra_channels) * (BANDS_WAITING + 2)
         return Budget(fixed=fixed, finish=finish, per_column=strip + bands + carried)
     tile_columns, scene_columns = (grid[1] / view.output_grid[1] for grid in (view.tile_grid, scene.shape))
     read = (CHUNK_ROWS + block_rows) * (scene.channels * scene.dtype.itemsize + 2) * 2 * scene_columns
     read += CHUNK_ROWS * scene.channels * 4 * 3 * max(scene_columns, tile_columns)
     held = min(seen.height, plan.shape[0]) * (scene.channels * 4 + 2) * 2 * tile_columns
-    written = (BLOCK_SIZE if view.restores else core) * (2 + extra_channels) * (QUEUE_DEPTH + 2)
+    written = (BLOCK_SIZE if view.restores else core) * (2 + extra_channels) * (BANDS_WAITING + 2)
     per_column = read + held + written + carried * tile_columns
     if view.restores:
         rows = scene.shape[0] / plan.shape[0]
@@ -112,6 +113,18 @@ def estimate(
         per_column += RESTORED_ROWS * classes * 4 * 4 * max(1, tile_columns)  # and on the way back
         per_column += plan.rows.size * rows * (QUEUE_DEPTH + 3)  # which of the scene's pixels are valid
     return Budget(fixed=fixed, finish=finish, per_column=int(per_column))
+
+
+def allowed(memory_mb: int | None, before: int | None) -> int | None:
+    """Bytes that the process may hold, where that is limited.
+
+    Args:
+        memory_mb: What the user says.
+        before: Bytes that the process held before the model was loaded; what of it is not ours comes on top.
+    """
+    if memory_mb is None:
+        return None
+    return memory_mb * MEGABYTE + max(0, (before or 0) - BASE_MB * MEGABYTE)
 
 
 def _cache(view: View, layers: Collection[RasterKind]) -> int:

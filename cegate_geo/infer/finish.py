@@ -62,6 +62,8 @@ class Product:
     """The rasters, by the name of the band's attribute that fills them."""
     tags: Mapping[str, str]
     targets: Targets
+    memory: int | None = None
+    """Bytes that the process may hold; None for what it takes."""
 
 
 class Scratch:
@@ -127,6 +129,7 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
             georeference=product.view.georeference,
             ground=product.view.ground,
             options=targets.polygons,
+            memory=product.memory,
             check=monitor.check,
         )
         job.publish(scratch, targets.vector)

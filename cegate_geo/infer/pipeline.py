@@ -12,6 +12,7 @@ from typing import Any
 
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CancelledError, CegateError, InputError
+from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.atomic import check_outputs, job_folder
 from cegate_geo.infer.compute import ShardSink, compute_stack
@@ -100,6 +101,7 @@ def _product(run: Run, targets: Targets, sha256: str) -> Product:
         kinds=run.kinds,
         tags=tags(run, sha256),
         targets=targets,
+        memory=budget.allowed(run.options.max_memory_mb, run.predictor.footprint.before),
     )
 
 

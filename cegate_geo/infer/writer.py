@@ -176,7 +176,8 @@ def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
     with write_errors(target), quiet_about_georeference(), settings:
         if kind.count > 1 and levels:
             with rasterio.open(source, "r+") as raster:
-                raster.build_overviews([2**level for level in range(1, levels + 1)], Resampling[kind.resampling.lower()])
+                factors = [2**level for level in range(1, levels + 1)]
+                raster.build_overviews(factors, Resampling[kind.resampling.lower()])
         rasterio.shutil.copy(
             str(source),
             str(target),
