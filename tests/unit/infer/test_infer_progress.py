@@ -12,16 +12,12 @@ from cegate_geo.errors import CancelledError
 from cegate_geo.infer.progress import LEFT_BEHIND, Monitor, Progress
 
 
-def threads() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name in ("cegate-call", LEFT_BEHIND)]
-
-
 def test_one_thread_makes_all_calls_and_ends_with_its_monitor() -> None:
     monitor = Monitor()
     makers = {monitor.wait(threading.get_ident) for _ in range(20)}
     assert len(makers) == 1
     assert threading.get_ident() not in makers
-    (maker,) = threads()
+    (maker,) = (thread for thread in threading.enumerate() if thread.ident in makers)
     del monitor
     gc.collect()
     maker.join(5)
@@ -39,7 +35,10 @@ def test_who_cancels_leaves_the_call_behind() -> None:
     began, end = threading.Event(), threading.Event()
     monitor = Monitor(cancel=began.is_set)
 
+    makers = []
+
     def call() -> None:
+        makers.append(threading.get_ident())
         began.set()
         end.wait(20)
 
@@ -47,7 +46,7 @@ def test_who_cancels_leaves_the_call_behind() -> None:
     with pytest.raises(CancelledError):
         monitor.wait(call)
     assert time.monotonic() - started < 10
-    (left,) = threads()
+    (left,) = (thread for thread in threading.enumerate() if thread.ident == makers[0])
     assert left.name == LEFT_BEHIND, "the process is not to wait for it"
     end.set()
     left.join(5)
