@@ -24,7 +24,7 @@ from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene
 from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, tags, union
+from cegate_geo.infer.settle import Run, decide, fitted, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
 from cegate_geo.infer.tally import Tally
 
@@ -144,9 +144,7 @@ def fed_as_before(run: Run, header: Mapping[str, Any] | None) -> Run:
     That number may decide the last bits of a result, and the memory that is given may have decided the number.
     """
     batch_size = None if header is None else stored_batch(header)
-    if batch_size is None or run.options.batch_size is not None or run.predictor.batch is not None:
-        return run
-    return replace(run, form=replace(run.form, batch_size=batch_size))
+    return run if batch_size is None else fitted(run, batch_size=batch_size)
 
 
 def cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:

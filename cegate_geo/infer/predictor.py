@@ -35,7 +35,7 @@ from cegate_geo.infer.tta import TtaMode, mean_of_views
 
 GPU_BATCH = 8
 """Tiles in a session call on an accelerator, where nothing is said; a CPU gains nothing from more than one."""
-SMALL_SESSION = 16 * 2**20
+SMALL_SESSION = 24 * 2**20
 """Bytes that sessions of a small model take beside its weights."""
 SEEN_STEP = 32 * 2**20
 """What is seen of memory is rounded up to it: small differences between runs are to change nothing."""

@@ -175,8 +175,12 @@ def settle(scene: AnyScene, predictor: Predictor, options: PredictOptions) -> Ru
     )
 
 
-def fitted(run: Run) -> Run:
+def fitted(run: Run, *, batch_size: int | None = None) -> Run:
     """The run with batches and shards of sizes that fit into its memory.
+
+    Args:
+        run: What is settled otherwise.
+        batch_size: Tiles in a call, where that is settled, too.
 
     Raises:
         InputError: If none do.
@@ -195,10 +199,9 @@ def fitted(run: Run) -> Run:
         )
 
     given = DEFAULT_MEMORY_MB if options.max_memory_mb is None else options.max_memory_mb
-    batch_size = predictor.batch or options.batch_size or predictor.default_batch
-    while not (predictor.batch or options.batch_size) and batch_size > 1:
-        if needs(batch_size).width_for(given) >= least:
-            break
+    fixed = predictor.batch or options.batch_size or batch_size
+    batch_size = fixed or predictor.default_batch
+    while not fixed and batch_size > 1 and needs(batch_size).width_for(given) < least:
         batch_size //= 2
     needed = needs(batch_size)
     width = budget.shard_width(needed, options.max_memory_mb, least=least)

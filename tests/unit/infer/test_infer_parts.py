@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_said() -> None:
         shard_width(budget, 230, least=512)
     assert "--max-memory 249M" in told.value.hint
     assert shard_width(budget, 249, least=512) == 513
-    with pytest.warns(CegateWarning, match="about 977 MB, more than the usual 512 MB"):
+    with pytest.warns(CegateWarning, match="about 978 MB, more than the usual 512 MB"):
         assert shard_width(Budget(fixed=2**20, per_column=2_000_000), None, least=512) == 512
     with pytest.raises(InputError, match="about 600 MB"):
         shard_width(Budget(fixed=0, per_column=1, finish=600 * 2**20), 512, least=512)
