@@ -32,7 +32,7 @@ BANDS_WAITING = 1
 """Bands before the writer, at most: they are large, and one is enough to keep it busy."""
 BASE_MB = 122
 """Interpreter and libraries. A program that held more before it called us is not charged for it."""
-CACHE_MB = 64
+CACHE_MB = 32
 """GDAL's block cache, whose default of 5 % of the machine's memory would look like a leak."""
 MAX_WIDTH = 22 * BLOCK_SIZE
 """Columns of a shard at most, whatever the memory: so a wider scene takes no more than one of some 10,000 columns. What
