@@ -12,6 +12,7 @@ from cegate_geo.domain.contract import Margin
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CegateWarning, InputError
 from cegate_geo.infer.assemble import RESTORED_ROWS
+from cegate_geo.infer.heap import BASE_BYTES
 from cegate_geo.infer.job import DEFAULT_MEMORY_MB
 from cegate_geo.infer.reader import MAX_BLOCK_ROWS
 from cegate_geo.infer.rescaled import CHUNK_ROWS
@@ -30,14 +31,14 @@ QUEUE_DEPTH = 2
 """Batches ahead of the session, outputs behind it: each so many at most."""
 BANDS_WAITING = 1
 """Bands before the writer, at most: they are large, and one is enough to keep it busy."""
-BASE_MB = 122
-"""Interpreter and libraries. A program that held more before it called us is not charged for it."""
 CACHE_MB = 32
 """GDAL's block cache, whose default of 5 % of the machine's memory would look like a leak."""
 MAX_WIDTH = 22 * BLOCK_SIZE
 """Columns of a shard at most, whatever the memory: so a wider scene takes no more than one of some 10,000 columns. What
 two neighbours both compute is a few per cent then."""
 MEGABYTE = 2**20
+SPARE_MB = 32
+"""What is seen of a session may be so much more the next time."""
 COG_BLOCKS, COG_LEVEL_BLOCKS = 8, 4
 """Blocks with all bands that GDAL holds while it makes a COG, and those for each level of overviews."""
 CHUNK_BYTES = 4
@@ -90,7 +91,7 @@ def estimate(
     inputs = batch_size * scene.channels * seen.area * 4
     outputs = batch_size * classes * height * width * 4
     extra_channels = sum(kind.count for kind in layers) - 1
-    base = BASE_MB * MEGABYTE + session_bytes
+    base = BASE_BYTES + session_bytes
     fixed = base + _cache(view, layers) + (QUEUE_DEPTH + 2) * (inputs + outputs)
     finish = base + max(_cog(view, kind) for kind in layers)
     block_rows = scene.block_rows if scene.block_rows <= MAX_BLOCK_ROWS else 0
@@ -124,7 +125,7 @@ def allowed(memory_mb: int | None, before: int | None) -> int | None:
     """
     if memory_mb is None:
         return None
-    return memory_mb * MEGABYTE + max(0, (before or 0) - BASE_MB * MEGABYTE)
+    return memory_mb * MEGABYTE + max(0, (before or 0) - BASE_BYTES)
 
 
 def _cache(view: View, layers: Collection[RasterKind]) -> int:
@@ -160,7 +161,7 @@ def shard_width(budget: Budget, memory_mb: int | None, *, least: int) -> int:
         raise InputError(
             f"--max-memory {memory_mb}M does not suffice: with this model and scene a run takes about {needed} MB in "
             f"shards of {least} px of width, the narrowest.",
-            hint=f"Give --max-memory {needed}M, or use a smaller --tile-size or --batch-size.",
+            hint=f"Give --max-memory {needed + SPARE_MB}M, or use a smaller --tile-size or --batch-size.",
         )
     warnings.warn(
         f"With this model and scene a run takes about {needed} MB, more than the usual {DEFAULT_MEMORY_MB} MB. "

@@ -12,6 +12,8 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 LARGE = 4 * 2**20
 """Bytes of a block that goes back to the system when it is freed."""
 ARENAS = 2
+BASE_BYTES = 122 * 2**20
+"""Interpreter and libraries, once all is loaded. A program that held more before it called us is not charged for it."""
 
 
 def give_back_freed_memory() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderW
 from cegate_geo.infer.foreign.decide import kind_of
 from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
 from cegate_geo.infer.foreign.settle import settle
-from cegate_geo.infer.heap import resident_bytes
+from cegate_geo.infer.heap import BASE_BYTES, resident_bytes
 from cegate_geo.infer.outputs import as_probabilities, channels_first, softmax
 from cegate_geo.infer.parity import Parity
 from cegate_geo.infer.providers import (
@@ -37,6 +38,8 @@ GPU_BATCH = 8
 """Tiles in a session call on an accelerator, where nothing is said; a CPU gains nothing from more than one."""
 SMALL_SESSION = 24 * 2**20
 """Bytes that sessions of a small model take beside its weights."""
+LOOK_S = 10.0
+"""A call that takes longer is not repeated to see what it takes."""
 SEEN_STEP = 32 * 2**20
 """What is seen of memory is rounded up to it: small differences between runs are to change nothing."""
 INPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}
@@ -111,14 +114,23 @@ class Predictor:
         return by_weights if seen is None or seen <= by_weights else -(-seen // SEEN_STEP) * SEEN_STEP
 
     def look_at_memory(self, shape: tuple[int, ...]) -> None:
-        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once."""
-        footprint = self.footprint
-        if footprint.before is None or footprint.session is not None:
+        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once.
+
+        An output lies in the session's own memory: while it waits, the next call finds no room there and takes more. So
+        there are two calls, unless that takes long.
+        """
+        footprint, loaded = self.footprint, resident_bytes()
+        if footprint.before is None or footprint.session is not None or loaded is None:
             return
+        more = 0
         if self.provider not in ACCELERATORS:  # those compute in a memory of their own
-            self._call(np.zeros(shape, self.input_type))
-        now = resident_bytes()
-        footprint.session = None if now is None else max(0, now - footprint.before)
+            started, inputs = time.monotonic(), np.zeros(shape, self.input_type)
+            waiting = [self._call(inputs)]
+            if time.monotonic() - started < LOOK_S:
+                waiting.append(self._call(inputs))
+            else:
+                more = max(0, (resident_bytes() or loaded) - loaded) // 2
+        footprint.session = max(0, (resident_bytes() or loaded) + more - max(footprint.before, BASE_BYTES))
 
     @property
     def is_proven(self) -> bool:

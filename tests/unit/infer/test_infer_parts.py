@@ -253,7 +253,7 @@ def test_what_does_not_fit_is_said() -> None:
     assert shard_width(budget, 300, least=512) == 1048
     with pytest.raises(InputError, match=r"--max-memory 230M does not suffice: .* about 249 MB") as told:
         shard_width(budget, 230, least=512)
-    assert "--max-memory 249M" in told.value.hint
+    assert "--max-memory 281M" in told.value.hint
     assert shard_width(budget, 249, least=512) == 513
     with pytest.warns(CegateWarning, match="about 978 MB, more than the usual 512 MB"):
         assert shard_width(Budget(fixed=2**20, per_column=2_000_000), None, least=512) == 512
