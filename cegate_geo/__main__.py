@@ -17,7 +17,9 @@ def main() -> int:
     Until the command is loaded SIGINT ends the process at once: nothing is begun yet, and what the interpreter and the
     libraries make of an exception in the middle of an import is a traceback, or an import that failed.
     """
-    before = signal.signal(signal.SIGINT, _leave)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell's job in the background
+        signal.signal(signal.SIGINT, _leave)
     from cegate_geo.cli.main import main as command_line
 
     return command_line(loaded=lambda: signal.signal(signal.SIGINT, before))

@@ -262,6 +262,7 @@ def test_foreign_projection_data_is_noticed() -> None:
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
@@ -284,10 +285,14 @@ def test_an_interrupt_while_it_loads_is_a_cancelled_run_in_one_line(name: str, m
 
 
 def test_an_interrupt_once_the_command_is_loaded_is_told_by_the_command() -> None:
-    code = "import signal\nfrom cegate_geo.__main__ import main\nimport sys\nsys.argv = ['cegate-geo', 'doctor']\n"
-    code += (
-        "from cegate_geo.cli import doctor\ndoctor.command.callback = lambda **_: signal.raise_signal(signal.SIGINT)"
-    )
-    code += "\nraise SystemExit(main())"
+    code = """
+import signal, sys
+from cegate_geo.__main__ import main
+from cegate_geo.cli import doctor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+sys.argv = ["cegate-geo", "doctor"]
+doctor.command.callback = lambda **_: signal.raise_signal(signal.SIGINT)
+raise SystemExit(main())
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr.lstrip()) == (130, "cegate-geo: Cancelled.\n")
