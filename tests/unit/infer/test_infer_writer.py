@@ -92,4 +92,4 @@ def test_blocks_of_a_cog_are_small_where_bands_are_many() -> None:
         kind = probability_raster(Legend.from_names([f"{n}" for n in range(count)]))
         sizes[count] = cog_block_size(kind)
     assert sizes == {2: 512, 6: 512, 7: 256, 19: 256, 60: 128, 200: 128}
-    assert cog_block_size(class_raster(Legend.from_names(["a"]))) == 512
+    assert cog_block_size(class_raster(Legend.from_names(["a", "b"]))) == 512
