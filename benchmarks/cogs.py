@@ -33,7 +33,7 @@ kind = class_raster(legend) if bands == 1 else probability_raster(legend)
 crs = rasterio.crs.CRS.from_epsg(32645)
 place = Georeference(shape=(height, width), crs=crs, transform=Affine(0.1, 0, 3e5, 0, -0.1, 3e6))
 random = np.random.default_rng(0)
-with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB):
+with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB * budget.MEGABYTE):
     with RasterWriter(folder / "scratch.tif", place, kind, tags={}) as writer:
         for row in range(0, min(rows, height), 512):
             window = Window(col_off=0, row_off=row, width=width, height=min(512, height - row))

@@ -23,6 +23,7 @@ from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
 from cegate_geo.infer.many import SceneFailure, SceneJob, ScenesResult, predict_scenes
 from cegate_geo.infer.merge import MergeOptions, merge_job
 from cegate_geo.infer.models import default_model_path, resolve_model
+from cegate_geo.infer.mosaic import mosaic_name
 from cegate_geo.infer.onnx_header import read_header
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import predict_scene
@@ -91,7 +92,7 @@ class PredictKeywords(ContractKeywords, total=False):
     provider: ProviderName
     require_gpu: bool
     threads: int
-    max_memory_mb: int
+    max_memory_mb: int | None
     resume: bool
     shard: str | tuple[int, int] | None
     shard_rows: int | None
@@ -102,7 +103,7 @@ class PredictKeywords(ContractKeywords, total=False):
 
 
 def predict(
-    scene: str | Path,
+    scene: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     model: str | Path | None = None,
@@ -120,7 +121,8 @@ def predict(
 
     Args:
         scene: Raster that GDAL opens (a file, a VRT, a URL, `s3://`), or a STAC item, whose assets are found by the
-            names of the model's bands.
+            names of the model's bands. A sequence of rasters, folders and patterns is one scene, a mosaic: they have
+            to lie on one grid, and where they overlap the first that holds data counts.
         output: GeoTIFF to write. It appears when it is complete, or not at all.
         model: ONNX file, the name of a shipped model, or a file that names an ONNX file: an `.emd` of ArcGIS, a STAC
             item of the MLM extension. None for the shipped demo model. A file that carries no manifest of ours runs by
@@ -142,7 +144,8 @@ def predict(
         CegateError: If anything else failed; no output is left behind, finished shards aside.
     """
     path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
-    return predict_scene(str(scene), Path(output), model=path, options=settings, monitor=Monitor(progress, cancel))
+    monitor = Monitor(progress, cancel)
+    return predict_scene(_scene_name(scene), Path(output), model=path, options=settings, monitor=monitor)
 
 
 def merge(
@@ -250,7 +253,7 @@ def predict_many(
 
 
 def plan(
-    scene: str | Path,
+    scene: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
     model: str | Path | None = None,
@@ -264,7 +267,7 @@ def plan(
         ModelError: As `predict`.
     """
     path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
-    return forecast(str(scene), Path(output), model=path, options=settings, monitor=Monitor(None, cancel))
+    return forecast(_scene_name(scene), Path(output), model=path, options=settings, monitor=Monitor(None, cancel))
 
 
 def check(
@@ -291,6 +294,11 @@ def check(
     """
     path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
     return check_scene(str(scene), model=path, options=settings, monitor=Monitor(None, cancel))
+
+
+def _scene_name(scene: str | Path | Sequence[str | Path]) -> str:
+    """A scene's name; one for all rasters of a mosaic."""
+    return str(scene) if isinstance(scene, str | Path) else mosaic_name(scene)
 
 
 def _model_path(model: str | Path | None) -> Path:

@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
@@ -54,7 +54,7 @@ class LazyGroup(click.Group):
         """All names, in the order of the table."""
         return list(COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import and return a command."""
         if cmd_name not in COMMANDS:
             return None
@@ -62,6 +62,7 @@ class LazyGroup(click.Group):
             command: click.Command = importlib.import_module(COMMANDS[cmd_name][0]).command
         except ModuleNotFoundError as error:
             raise missing_package(error) from error
+        ctx.find_root().obj.get("loaded", _nothing)()
         if all(p.name != "verbose" for p in command.params):
             command.params.append(_verbose_option())
         return command
@@ -70,6 +71,10 @@ class LazyGroup(click.Group):
         """The table of commands, without importing any."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _nothing() -> None:
+    """What is done when a command is loaded, unless something is asked for."""
 
 
 def missing_package(error: ModuleNotFoundError) -> RuntimeMissingError:
@@ -109,10 +114,15 @@ def cli() -> None:
     """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit code."""
+def main(arguments: Sequence[str] | None = None, *, loaded: Callable[[], object] = _nothing) -> int:
+    """Run the command line; gives the exit code.
+
+    Args:
+        arguments: Its words; None for those of the process.
+        loaded: Called when the command is imported, before it is run.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    state: dict[str, Any] = {"verbose": False}
+    state: dict[str, Any] = {"verbose": False, "loaded": loaded}
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal can't show is no reason to fail

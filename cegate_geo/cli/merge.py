@@ -40,7 +40,7 @@ def command(state: dict[str, Any], /, job: Path, *, output: Path | None, events:
             result = merge(job, output, progress=ProgressEvents(stream), cancel=cancel, **given)
             stream.send("result", **result.to_json())
             return
-        show, close = progress_bar("tile")
+        show, close = progress_bar("shard")
         try:
             result = merge(job, output, progress=show, cancel=cancel, **given)
         finally:

@@ -100,6 +100,7 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--vector-classes", type=WordList(), default=(), metavar="NAMES|IDS", help="Polygons: of these classes.")
 @click.option("--confidence", type=click.Path(path_type=Path), help="Winner's probability to write, a .tif.")
 @click.option("--probabilities", type=click.Path(path_type=Path), help="All probabilities to write, a .tif.")
+@click.option("--mosaic", is_flag=True, help="All SCENEs, those of folders and patterns too, are one scene.")
 @click.option("--aoi", metavar="FILE[|LAYER]", help="Polygons: predict only there.")
 @click.option("--invert-aoi", is_flag=True, help="Predict only outside of --aoi.")
 @click.option("--bands", type=WordList(), default=(), metavar="1,2,3|NAMES", help="Bands, in the model's order.")
@@ -144,9 +145,8 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "--max-memory",
     "max_memory_mb",
     type=MemorySize(),
-    default="512M",
-    show_default=True,
-    help="Memory to plan for; polygons take more.",
+    metavar="SIZE",
+    help="Take no more memory than that. Default: 512M, or the least that the model takes.",
 )
 @click.option(
     "--resume/--no-resume",
@@ -177,6 +177,7 @@ def command(
     batch_size: str,
     events: str | None,
     dry_run: bool,
+    mosaic: bool,
     **given: Any,
 ) -> None:
     """Predict SCENE into a class mask on the same grid: any raster that GDAL opens, here or by http(s), s3, gs or az.
@@ -187,6 +188,10 @@ def command(
 
     Of several scenes each becomes STEM_mask.tif in the folder OUTPUT; --vector, --confidence and --probabilities are
     then names that are put behind each scene's. One that fails does not lose the others.
+
+    With --mosaic all of them are one scene with one mask: neighbouring tiles of imagery, seen together, so that nothing
+    shows where they meet. They have to lie on one grid (CRS, pixel size, whole pixels apart); each keeps its own nodata
+    value, mask or alpha. Where they overlap, the first that holds data counts; in a folder the first by name.
 
     Without --model the shipped demo model runs. Models exported by cegate-geo carry their contract. Those of Deepness,
     GeoDeep, geoai and ArcGIS (.emd, ONNX only) and STAC MLM items run by theirs; cegate-geo info shows it. The options
@@ -216,15 +221,17 @@ def command(
     with watch_cancel(stream) as cancel:
         if stream is not None:
             stream.hello("predict")
-        run = _dry_run if dry_run else _predict_one if len(scenes) == 1 else _predict_many
-        run(scenes, output, stream, cancel, options)
+        run = _dry_run if dry_run else _predict_one if len(scenes) == 1 or mosaic else _predict_many
+        run([scenes] if mosaic else list(scenes), output, stream, cancel, options)
 
 
 Cancel = Callable[[], bool]
+Scenes = list[str] | list[tuple[str, ...]]
+"""Names; or those of one mosaic."""
 
 
 def _predict_one(
-    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+    scenes: Scenes, output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
 ) -> None:
     from cegate_geo.api import predict
 
@@ -241,7 +248,7 @@ def _predict_one(
 
 
 def _predict_many(
-    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
+    scenes: Any, output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
 ) -> None:
     """A result for each scene, and an error at the end that names those that failed."""
     from cegate_geo.api import predict_many
@@ -280,9 +287,7 @@ def _predict_many(
     done.raise_failures()
 
 
-def _dry_run(
-    scenes: tuple[str, ...], output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]
-) -> None:
+def _dry_run(scenes: Scenes, output: Path, stream: EventStream | None, cancel: Cancel, options: dict[str, Any]) -> None:
     from cegate_geo.api import plan
 
     if len(scenes) > 1:

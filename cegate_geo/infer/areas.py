@@ -133,6 +133,7 @@ def find_areas(
     classes: Collection[int] | None = None,
     tolerance: Tolerance | None = None,
     check: Callable[[], None] = lambda: None,
+    announce: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Areas]:
     """The areas of a class raster, each as soon as it is complete; in the same order however the raster is cut.
 
@@ -143,6 +144,7 @@ def find_areas(
         classes: Leave out areas of others; None for all.
         tolerance: How far outlines may move to become simpler; None for not at all.
         check: Called for each strip; may raise to stop.
+        announce: Told how many points of outlines are about to be put together to rings; may raise to stop.
     """
     with ExitStack() as stack:
         stack.enter_context(quiet_about_georeference())
@@ -178,7 +180,7 @@ def find_areas(
                 )
                 state.above = nothing[0]
             if ends_band:
-                yield from _complete(state, tolerance, last_row=window.row_end)
+                yield from _complete(state, tolerance, announce, last_row=window.row_end)
 
 
 def _continue(state: _Open, ids: npt.NDArray[np.generic], *, nodata: float) -> Labels:
@@ -227,7 +229,9 @@ def _unite(state: _Open, labels: Labels, ids: npt.NDArray[np.generic], new: Sums
     return number[labels]
 
 
-def _complete(state: _Open, tolerance: Tolerance | None, *, last_row: int) -> Iterator[Areas]:
+def _complete(
+    state: _Open, tolerance: Tolerance | None, announce: Callable[[int], None], *, last_row: int
+) -> Iterator[Areas]:
     """At the end of a band: the areas that do not reach its last row. Their labels are given up."""
     arcs = link(state.corners)
     state.corners = []
@@ -242,6 +246,7 @@ def _complete(state: _Open, tolerance: Tolerance | None, *, last_row: int) -> It
     is_done[0] = False
     parts = [part.take(is_done[part.left] | is_done[part.right]) for part in state.arcs]
     parts = [part for part in parts if len(part)]
+    announce(sum(len(part.points) for part in parts))
     if parts:
         rings = assemble(Arcs.of(parts), is_done)
         del parts

@@ -40,7 +40,7 @@ def compute_stack(
     skipped, shard = 0, run.view.shard(union(tuple(stack)))
     feed = Feed(run.view, run.plan, shard, form=run.form)
     with (
-        Worker(write, depth=budget.QUEUE_DEPTH, name="write") as writer,
+        Worker(write, depth=budget.BANDS_WAITING, name="write") as writer,
         Worker(_assembler(run, shard, counter, emit=writer.put), depth=budget.QUEUE_DEPTH, name="stitch") as stitcher,
         Prefetch(feed, depth=budget.QUEUE_DEPTH) as batches,
     ):

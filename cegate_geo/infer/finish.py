@@ -62,6 +62,8 @@ class Product:
     """The rasters, by the name of the band's attribute that fills them."""
     tags: Mapping[str, str]
     targets: Targets
+    memory: int | None = None
+    """Bytes that the process may hold; None for what it takes."""
 
 
 class Scratch:
@@ -114,6 +116,7 @@ def scratch_rasters(job: JobFolder, product: Product) -> Iterator[Scratch]:
 def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> int | None:
     """Make COGs, side files and polygons in the job folder, and give them their names. Gives the number of polygons."""
     targets, polygons = product.targets, None
+    steps, done = len(targets.rasters) + (targets.vector is not None), 0
     if targets.vector is not None:
         from cegate_geo.infer.vectorize import vectorize
 
@@ -126,9 +129,12 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
             georeference=product.view.georeference,
             ground=product.view.ground,
             options=targets.polygons,
+            memory=product.memory,
             check=monitor.check,
         )
         job.publish(scratch, targets.vector)
+        done += 1
+        monitor.finishing(done / steps)
     for name, target in targets.rasters.items():
         source, cog, kind = job.file(f"{name}.tif"), job.file(f"{name}.cog.tif"), product.kinds[name]
         monitor.wait(lambda source=source, cog=cog, kind=kind: make_cog(source, cog, kind))  # type: ignore[misc]
@@ -137,6 +143,8 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
         if name == "classes":
             _add_side_files(product, job, tally)
         job.publish(cog, target)
+        done += 1
+        monitor.finishing(done / steps)
     if not tally.pixels:
         warnings.warn(
             "No pixel got a class: all is nodata, or the area of interest holds the centre of no pixel.",

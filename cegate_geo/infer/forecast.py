@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from cegate_geo.infer import budget
 from cegate_geo.infer.atomic import check_outputs
 from cegate_geo.infer.feed import middle_tile
 from cegate_geo.infer.finish import describe_grid
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.gsd import describe, measure
-from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.job import DEFAULT_MEMORY_MB, PredictOptions
 from cegate_geo.infer.job_header import stored_shard_shape
 from cegate_geo.infer.job_key import job_key
-from cegate_geo.infer.pipeline import cut_as_before, targets_of
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene, scene_label
+from cegate_geo.infer.pipeline import as_resumed, cut_as_before, fed_as_before, local_inputs, targets_of
 from cegate_geo.infer.predictor import file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, union
 from cegate_geo.infer.shard_store import ShardStore, require_same_job, store_path
 from cegate_geo.infer.view import Shard
@@ -58,7 +57,7 @@ class PredictPlan:
     shard_width: int
     """Of the widest, in pixels of the outputs."""
     memory_mb: int
-    """What the buffers, libraries and the model are planned to take."""
+    """What the process takes at most, libraries and the model included; outlines of polygons aside."""
     max_memory_mb: int
     seconds: float | None
     """For the model alone, by one of the scene's tiles: reading and writing go on beside it. None where no tile holds
@@ -91,15 +90,15 @@ def forecast(
     """Plan a prediction and measure one tile; see `cegate_geo.api.plan`."""
     monitor = monitor or Monitor()
     wanted = targets_of(output, options).files
-    local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
-    check_outputs(wanted, inputs=local, overwrite=options.overwrite)
+    check_outputs(wanted, inputs=local_inputs(scene_path, options, model), overwrite=options.overwrite)
     predictor = load_predictor(model, session_options(options), stated=options.stated, tile_size=options.tile_size)
     bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(scene_path),
-        closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
+        closing(open_scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(wanted, inputs=scene.files, overwrite=options.overwrite)
+        predictor = as_resumed(predictor, store_path(output), options)
         run = decide(settle(scene, predictor, options), monitor.wait)
         run = _as_kept(run, store_path(output))
         windows = run.windows if options.shard is None else options.shard.of(run.windows)
@@ -107,7 +106,7 @@ def forecast(
         tiles, skipped = sum(map(run.tiles_of, streams)), _outside(run, streams)
         width = max((window.width for window in windows), default=0)
         return PredictPlan(
-            scene=scene_path,
+            scene=scene_path if mosaic_sources(scene_path) is None else scene_label(scene_path),
             outputs=wanted if options.shard is None else [store_path(output)],
             grid=describe_grid(run.view),
             ground=_ground(run),
@@ -119,8 +118,8 @@ def forecast(
             batch_size=run.form.batch_size,
             shards=len(windows),
             shard_width=width,
-            memory_mb=_memory_mb(run, width),
-            max_memory_mb=options.max_memory_mb,
+            memory_mb=run.needs.needed_mb(width),
+            max_memory_mb=options.max_memory_mb or max(DEFAULT_MEMORY_MB, run.needs.needed_mb(width)),
             seconds=_seconds(run, tiles - skipped, monitor.wait),
             provider=run.predictor.way.label,
             provider_reason=run.predictor.reason,
@@ -133,6 +132,7 @@ def _as_kept(run: Run, path: Path) -> Run:
     if not run.options.resume or not path.is_dir():
         return run
     store, sha256 = ShardStore(path), file_sha256(run.predictor.path)
+    run = fed_as_before(run, store.header)
     for written in store.written.values():
         require_same_job(path, written.header, {"key": job_key(run, sha256)})
     return run if store.header is None else cut_as_before(run, stored_shard_shape(store.header))
@@ -152,20 +152,6 @@ def _outside(run: Run, streams: Sequence[Shard]) -> int:
     )
 
 
-def _memory_mb(run: Run, width: int) -> int:
-    options, legend = run.options, run.predictor.manifest.legend
-    needs = budget.estimate(
-        run.plan,
-        run.view,
-        classes=len(legend),
-        batch_size=run.form.batch_size,
-        model_bytes=run.predictor.path.stat().st_size,
-        extra_channels=bool(options.confidence or options.vector) + (len(legend) if options.probabilities else 0),
-        margin=run.predictor.margin,
-    )
-    return -(-(needs.fixed + needs.per_column * width) // budget.MEGABYTE)
-
-
 def _seconds(run: Run, tiles: int, wait: Callable[[Callable[[], float]], float]) -> float | None:
     """What the model takes for so many tiles, by a batch of copies of one of them."""
     tile = middle_tile(run.view, run.plan, run.form)
@@ -182,7 +168,7 @@ def _seconds(run: Run, tiles: int, wait: Callable[[Callable[[], float]], float])
     spent = wait(once)
     if spent < PATIENCE_S:
         spent = min(spent, wait(once))
-    return round(spent / count * tiles, 3)
+    return round(spent / count * tiles, 6)
 
 
 def _ground(run: Run) -> Mapping[str, Any] | None:

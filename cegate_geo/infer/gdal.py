@@ -13,6 +13,9 @@ from cegate_geo.infer.remote import remote_settings
 
 @contextmanager
 def gdal_settings(scene_path: str) -> Iterator[None]:
-    """GDAL as we need it: a small cache, and what remote scenes take."""
-    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB, **remote_settings(scene_path)):
+    """GDAL as we need it: a small cache, and what remote scenes take.
+
+    rasterio takes the cache's size in bytes, whatever GDAL's own documentation says of small numbers.
+    """
+    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB * budget.MEGABYTE, **remote_settings(scene_path)):
         yield

@@ -1,15 +1,19 @@
-"""How the C library keeps freed memory."""
+"""What this process holds in memory, and how the C library keeps what was freed."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 LARGE = 4 * 2**20
 """Bytes of a block that goes back to the system when it is freed."""
 ARENAS = 2
+BASE_BYTES = 122 * 2**20
+"""Interpreter and libraries, once all is loaded. A program that held more before it called us is not charged for it."""
 
 
 def give_back_freed_memory() -> bool:
@@ -35,3 +39,11 @@ def tell_allocator(settings: Mapping[int, int]) -> bool:
     except (OSError, AttributeError):
         return False
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process; None where nothing tells it (Linux does)."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
+    return None

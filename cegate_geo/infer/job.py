@@ -18,6 +18,7 @@ from cegate_geo.infer.tiles import StitchMode
 from cegate_geo.infer.tta import TtaMode
 
 DEFAULT_MEMORY_MB = 512
+"""What a run takes at most where nothing is said, unless the model alone takes more."""
 VECTOR_FORMATS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf"}
 
 
@@ -89,8 +90,9 @@ class PredictOptions:
     require_gpu: bool = False
     threads: int = 0
     """Session threads; 0 for all usable cores, in a Dask worker for the threads that it was started with."""
-    max_memory_mb: int = DEFAULT_MEMORY_MB
-    """Memory to plan for: wide scenes are cut into upright shards until the buffers fit."""
+    max_memory_mb: int | None = None
+    """Memory that a run takes at most: wide scenes are cut into upright shards until the buffers fit, and what can't
+    fit is refused. None for 512 MB, or the least that model and scene take where that is more."""
     resume: bool = True
     """Whether to keep finished shards of a run that does not come to its end, and to go on with those of an earlier
     one. False starts afresh and keeps nothing."""
@@ -133,7 +135,10 @@ class PredictOptions:
             (self.halo is None or self.halo >= 0, f"halo={self.halo} is negative"),
             (self.batch_size is None or self.batch_size > 0, f"batch_size={self.batch_size} is not positive"),
             (self.threads >= 0, f"threads={self.threads} is negative"),
-            (self.max_memory_mb >= 64, f"max_memory_mb={self.max_memory_mb} is less than 64"),
+            (
+                self.max_memory_mb is None or self.max_memory_mb >= 64,
+                f"max_memory_mb={self.max_memory_mb} is less than 64",
+            ),
             (self.shard_rows is None or self.shard_rows > 0, f"shard_rows={self.shard_rows} is not positive"),
             (
                 self.resume or self.shard is None,

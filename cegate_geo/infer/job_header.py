@@ -60,6 +60,17 @@ def stored_shard_shape(header: Mapping[str, Any]) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def stored_provider(header: Mapping[str, Any]) -> str:
+    """What a job's shards were computed on: the label of its way; empty where it does not say."""
+    return str(header.get("key", {}).get("provider", ""))
+
+
+def stored_batch(header: Mapping[str, Any]) -> int | None:
+    """Tiles in a session call; None where it does not say."""
+    batch = header.get("key", {}).get("batch")
+    return batch if isinstance(batch, int) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredJob:
     """A job as its journal tells it."""

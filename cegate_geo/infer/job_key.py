@@ -11,7 +11,8 @@ import numpy as np
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
-from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.mosaic import Mosaic
+from cegate_geo.infer.reader import AnyScene
 from cegate_geo.infer.settle import Run
 from cegate_geo.infer.view import View
 
@@ -82,12 +83,15 @@ SAMPLES = 3
 SAMPLE_PX = 64
 
 
-def scene_identity(scene: Scene) -> str:
+def scene_identity(scene: AnyScene) -> str:
     """What tells a scene from another one, or from the same file after a change.
 
     Name, size and time of last change of its files, but not their folders: other machines may see them elsewhere.
     Remote files tell no time, so pixels at a few places stand for them.
     """
+    if isinstance(scene, Mosaic):  # in their order, which says what counts where they overlap
+        members = [scene_identity(member) for member in scene.members]
+        return f"{len(members)} rasters, {hashlib.sha256(json.dumps(members).encode()).hexdigest()[:16]}"
     files = [path for path in scene.files if not path.name.endswith(SIDE_FILES) and path.exists()]
     if files:
         said = []

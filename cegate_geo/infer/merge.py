@@ -16,13 +16,16 @@ from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictResult, checked_output, checked_vector
 from cegate_geo.infer.job_header import StoredJob
 from cegate_geo.infer.job_key import describe_place
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene, scene_label
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import raster_kinds
 from cegate_geo.infer.shard_store import ShardStore, open_store, require_same_job
 from cegate_geo.infer.tally import Tally
 from cegate_geo.infer.view import settle_view
+
+FINISHING = 0.7
+"""Part of a merge that comes after the last shard: overviews and compression take longer than copying."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +51,10 @@ def merge_job(folder: Path, options: MergeOptions, *, monitor: Monitor) -> Predi
         )
     with open_store(folder, make=False) as store:
         job = _read_job(store)
+        _require_agreement(store, options)
         targets = _targets(job, options)
-        check_outputs(targets.files, inputs=[Path(job.scene)], overwrite=options.overwrite)
+        sources = [Path(source) for source in mosaic_sources(job.scene) or [job.scene]]
+        check_outputs(targets.files, inputs=sources, overwrite=options.overwrite)
         require_complete(store, job, monitor)
         with gdal_settings(job.scene):
             result = _join(store, job, targets, options, monitor)
@@ -73,6 +78,35 @@ def _read_job(store: ShardStore) -> StoredJob:
     for written in store.written.values():
         require_same_job(store.path, header, written.header)
     return StoredJob.read(header, path=store.path)
+
+
+POLYGON_OPTIONS = {"min_area_m2": "--min-area", "simplify_m": "--simplify", "classes": "--vector-classes"}
+
+
+def _require_agreement(store: ShardStore, options: MergeOptions) -> None:
+    """Refuse parts that were told different things of polygons, unless the merge is told.
+
+    Raises:
+        InputError: What which of them was told.
+    """
+    said = {"min_area_m2": options.min_area_m2, "simplify_m": options.simplify_m, "classes": options.vector_classes}
+    for name, option in POLYGON_OPTIONS.items():
+        if said[name] is not None:
+            continue
+        told = {journal: written.header["targets"]["polygons"][name] for journal, written in store.written.items()}
+        first, *others = told.items()
+        other = next((pair for pair in others if pair[1] != first[1]), None)
+        if other is not None:
+            raise InputError(
+                f"The parts in {store.path} were told different things: {option} is {_words(first[1])} in {first[0]}, "
+                f"{_words(other[1])} in {other[0]}.",
+                hint=f"Say to merge which holds, with {option}.",
+            )
+
+
+def _words(value: Any) -> str:
+    """The value of an option."""
+    return (",".join(value) or "all") if isinstance(value, list) else f"{value:g}"
 
 
 def _targets(job: StoredJob, options: MergeOptions) -> Targets:
@@ -133,14 +167,14 @@ def require_complete(store: ShardStore, job: StoredJob, monitor: Monitor) -> Non
 def _join(
     store: ShardStore, job: StoredJob, targets: Targets, options: MergeOptions, monitor: Monitor
 ) -> PredictResult:
-    with closing(Scene(job.scene, job.manifest, bands=job.bands, nodata=job.nodata)) as scene:
+    with closing(open_scene(job.scene, job.manifest, bands=job.bands, nodata=job.nodata)) as scene:
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", CegateWarning)  # the parts have said it
             view = settle_view(scene, job.manifest, gsd=job.gsd, resample=job.resample, force=True)
         if describe_place(view) != job.key["grid"]:
             raise InputError(
-                f"{job.scene} is not the scene that the shards were computed from: its grid is another.",
+                f"{scene_label(job.scene)} is not the scene that the shards were computed from: its grid is another.",
                 hint="Bring it back, or compute the shards anew.",
             )
         legend = job.manifest.legend
@@ -148,11 +182,12 @@ def _join(
         product = Product(legend=legend, view=view, kinds=made, tags=job.tags, targets=targets)
         tally = Tally(legend, view.ground)
         entries = store.entries()
-        monitor.start(0)
+        monitor.start(len(job.windows), finishing=FINISHING)
         with job_folder(targets.output, overwrite=options.overwrite) as work:
             with scratch_rasters(work, product) as scratch:
                 for window in job.windows:
                     tally.include_json(entries[window].tally)
                     scratch.copy(store, [entries[window]], monitor)
+                    monitor.advance(run=1, skipped=0)
             polygons = finish(product, work, tally, monitor)
         return product_result(product, tally, polygons=polygons)

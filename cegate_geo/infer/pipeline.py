@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import CancelledError, CegateError, CegateWarning
+from cegate_geo.errors import CancelledError, CegateError, InputError
+from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.atomic import check_outputs, job_folder
 from cegate_geo.infer.cluster import Cluster, open_cluster
@@ -20,12 +21,12 @@ from cegate_geo.infer.delegate import compute_by_workers
 from cegate_geo.infer.finish import Product, Scratch, Targets, finish, product_result, scratch_rasters
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
-from cegate_geo.infer.job_header import job_header, stored_shard_shape
+from cegate_geo.infer.job_header import job_header, stored_batch, stored_provider, stored_shard_shape
 from cegate_geo.infer.journal import Entry
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene
 from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene
-from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, tags, union
+from cegate_geo.infer.settle import Run, decide, fitted, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
 from cegate_geo.infer.shares import cut_for
 from cegate_geo.infer.tally import Tally
@@ -47,8 +48,7 @@ def predict_scene(
     """
     started = time.monotonic()
     targets = targets_of(output, options)
-    local = [Path(p) for p in (scene_path, (options.aoi or "").partition("|")[0], str(model)) if p and "://" not in p]
-    check_outputs(targets.files, inputs=local, overwrite=options.overwrite)
+    check_outputs(targets.files, inputs=local_inputs(scene_path, options, model), overwrite=options.overwrite)
     predictor = predictor or load_predictor(
         model,
         session_options(options),
@@ -58,10 +58,10 @@ def predict_scene(
     bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(scene_path),
-        closing(Scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
+        closing(open_scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
-        run = decide(settle(scene, predictor, options), monitor.wait)
+        run = decide(settle(scene, as_resumed(predictor, store_path(output), options), options), monitor.wait)
         predictor = run.predictor  # lets go of the session that it was compared with
         sha256 = file_sha256(predictor.path)
         with (
@@ -80,6 +80,12 @@ def predict_scene(
         model=str(model),
         model_sha256=sha256,
     )
+
+
+def local_inputs(scene_path: str, options: PredictOptions, model: Path) -> list[Path]:
+    """The files that a run is given by name."""
+    names = [*(mosaic_sources(scene_path) or [scene_path]), (options.aoi or "").partition("|")[0], str(model)]
+    return [Path(name) for name in names if name and "://" not in name]
 
 
 def targets_of(output: Path, options: PredictOptions) -> Targets:
@@ -107,6 +113,7 @@ def _product(run: Run, targets: Targets, sha256: str) -> Product:
         kinds=run.kinds,
         tags=tags(run, sha256),
         targets=targets,
+        memory=budget.allowed(run.options.max_memory_mb, run.predictor.footprint.before),
     )
 
 
@@ -141,8 +148,8 @@ def _store(
     if cluster is not None and options.shard_rows is None:
         run = cut_for(run, max(cluster.wanted, len(cluster.workers())))
     with open_store(path, part=options.shard) as store:
-        header = job_header(run, targets, model=model, sha256=sha256)
-        store.begin(header)
+        run = fed_as_before(run, store.header)
+        store.begin(job_header(run, targets, model=model, sha256=sha256))
         if store.header is not None:
             run = cut_as_before(run, stored_shard_shape(store.header))
         try:
@@ -155,15 +162,36 @@ def _store(
             raise
 
 
+def as_resumed(predictor: Predictor, path: Path, options: PredictOptions) -> Predictor:
+    """The model on what finished shards were computed on, where it is left open what it runs on, and that is here."""
+    if options.provider != "auto" or not options.resume or not path.is_dir():
+        return predictor
+    header = ShardStore(path).header
+    return predictor if header is None else predictor.preferring(stored_provider(header))
+
+
+def fed_as_before(run: Run, header: Mapping[str, Any] | None) -> Run:
+    """The run with as many tiles in a call as finished shards were computed with, where nobody asks for a number.
+
+    That number may decide the last bits of a result, and the memory that is given may have decided the number.
+    """
+    batch_size = None if header is None else stored_batch(header)
+    return run if batch_size is None else fitted(run, batch_size=batch_size)
+
+
 def cut_as_before(run: Run, shard_shape: tuple[int, int]) -> Run:
-    """The run with shards of the size that finished ones have."""
-    width = min(shard_shape[1], run.region.width)
-    if width > run.shard_shape[1]:
-        warnings.warn(
-            f"Finished shards are {width} px wide, for which --max-memory {run.options.max_memory_mb}M is too "
-            "little. --no-resume cuts the scene anew.",
-            CegateWarning,
-            stacklevel=2,
+    """The run with shards of the size that finished ones have.
+
+    Raises:
+        InputError: If the memory that this run is given does not suffice for them.
+    """
+    width, given = min(shard_shape[1], run.region.width), run.options.max_memory_mb
+    needed = run.needs.needed_mb(width)
+    if given is not None and needed > given and width > run.shard_shape[1]:
+        raise InputError(
+            f"Finished shards are {width} px wide, which takes about {needed} MB: --max-memory {given}M does not "
+            "suffice.",
+            hint=f"Go on with --max-memory {needed}M; --no-resume cuts the scene anew.",
         )
     return replace(run, shard_shape=shard_shape)
 

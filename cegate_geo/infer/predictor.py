@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderW
 from cegate_geo.infer.foreign.decide import kind_of
 from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
 from cegate_geo.infer.foreign.settle import settle
+from cegate_geo.infer.heap import BASE_BYTES, resident_bytes
 from cegate_geo.infer.outputs import as_probabilities, channels_first, softmax
 from cegate_geo.infer.parity import Parity
 from cegate_geo.infer.providers import (
@@ -34,6 +36,12 @@ from cegate_geo.infer.tta import TtaMode, mean_of_views
 
 GPU_BATCH = 8
 """Tiles in a session call on an accelerator, where nothing is said; a CPU gains nothing from more than one."""
+SMALL_SESSION = 24 * 2**20
+"""Bytes that sessions of a small model take beside its weights."""
+LOOK_S = 10.0
+"""A call that takes longer is not repeated to see what it takes."""
+SEEN_STEP = 32 * 2**20
+"""What is seen of memory is rounded up to it: small differences between runs are to change nothing."""
 INPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}
 
 
@@ -56,6 +64,16 @@ class BatchLimit:
 
     tiles: int | None = None
     """None: nothing has failed yet."""
+
+
+@dataclass(slots=True)
+class Footprint:
+    """What a model takes of the process' memory."""
+
+    before: int | None = None
+    """Bytes that the process held before it was loaded; None where nothing tells it."""
+    session: int | None = None
+    """Bytes that it was seen to take; None before it was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +104,33 @@ class Predictor:
     reason: str = ""
     """Why it runs as it does, in some words."""
     limit: BatchLimit = field(default_factory=BatchLimit, repr=False)
+    footprint: Footprint = field(default_factory=Footprint, repr=False)
+
+    @property
+    def session_bytes(self) -> int:
+        """Memory of sessions: as it was seen, else by the size of the weights, which a session holds about twice."""
+        by_weights = 2 * self.path.stat().st_size + SMALL_SESSION
+        seen = self.footprint.session
+        return by_weights if seen is None or seen <= by_weights else -(-seen // SEEN_STEP) * SEEN_STEP
+
+    def look_at_memory(self, shape: tuple[int, ...]) -> None:
+        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once.
+
+        An output lies in the session's own memory: while it waits, the next call finds no room there and takes more. So
+        there are two calls, unless that takes long.
+        """
+        footprint, loaded = self.footprint, resident_bytes()
+        if footprint.before is None or footprint.session is not None or loaded is None:
+            return
+        more = 0
+        if self.provider not in ACCELERATORS:  # those compute in a memory of their own
+            started, inputs = time.monotonic(), np.zeros(shape, self.input_type)
+            waiting = [self._call(inputs)]
+            if time.monotonic() - started < LOOK_S:
+                waiting.append(self._call(inputs))
+            else:
+                more = max(0, (resident_bytes() or loaded) - loaded) // 2
+        footprint.session = max(0, (resident_bytes() or loaded) + more - max(footprint.before, BASE_BYTES))
 
     @property
     def is_proven(self) -> bool:
@@ -240,6 +285,14 @@ class Predictor:
             trial = trial.on(trial.others, reason=f"{trial.way.label} is not used: {problem}")
         return dataclasses.replace(trial, reference=None)
 
+    def preferring(self, label: str) -> Predictor:
+        """This model with the way of that `Candidate.label` before all others; as it is where that is not here."""
+        wanted = next((way for way in self.others if way.label == label), None)
+        if wanted is None or self.reference is None or self.way.label == label:
+            return self
+        rest = tuple(way for way in (self.way, *self.others) if way is not wanted)
+        return self.on((wanted, *rest), reason="finished shards were computed on it")
+
     def on(self, ways: tuple[Candidate, ...], *, reason: str = "") -> Predictor:
         """This model with the first of `ways` that can be opened; says which could not.
 
@@ -318,6 +371,7 @@ def load_predictor(
     options, stated = options or SessionOptions(), stated or StatedContract()
     path, beside = find_weights(path)
     available = onnxruntime_module().get_available_providers()
+    footprint = Footprint(before=resident_bytes())
     ways = candidates(options.provider, require_gpu=options.require_gpu, available=available)
     reference = _guarded(path, lambda: open_reference(path, threads=options.threads))
     metadata = reference.get_modelmeta().custom_metadata_map
@@ -336,7 +390,7 @@ def load_predictor(
             input_type=settled.input.dtype,
             session=reference,
         )
-    return dataclasses.replace(predictor, options=options, reference=reference).on(ways)
+    return dataclasses.replace(predictor, options=options, reference=reference, footprint=footprint).on(ways)
 
 
 def _guarded(path: Path, load: Callable[[], Any]) -> Any:

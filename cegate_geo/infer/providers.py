@@ -169,8 +169,9 @@ def _open_in_onnxruntime(path: Path, candidate: Candidate, *, threads: int) -> A
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads or usable_cores()
-    if name == "directml":  # it supports neither, and says so only when it runs
-        settings.enable_mem_pattern = False
+    # On the CPU a second call would take all of the first one's memory again, in one piece, and be no faster for it.
+    settings.enable_mem_pattern = name not in ("cpu", "directml")
+    if name == "directml":  # it supports neither patterns nor this, and says so only when it runs
         settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     chain: list[Any] = [(RUNTIME_NAMES[name], _options(name, threads=threads or usable_cores()))]
     if name == "tensorrt":

@@ -111,6 +111,35 @@ class StripSource(Protocol):
         """Read a window."""
 
 
+class AnyScene(StripSource, Protocol):
+    """What is predicted: one raster, or a mosaic of several."""
+
+    path: str
+    """What it is called."""
+    georeference: Georeference
+    bands: tuple[int, ...]
+    """Which of its bands are read, from 1."""
+    channels: int
+    """How many bands a strip has."""
+    dtype: np.dtype[np.generic]
+    """Of a strip's values."""
+
+    @property
+    def files(self) -> list[Path]:
+        """The local files that it is made of."""
+
+    @property
+    def flag(self) -> str:
+        """How it says what is data, in some words."""
+
+    @property
+    def tolerance(self) -> float:
+        """How far its compression may have moved the value of an even area, in grey levels."""
+
+    def close(self) -> None:
+        """Close its files."""
+
+
 class Scene:
     """An open scene whose bands, values and nodata are settled.
 
@@ -130,18 +159,22 @@ class Scene:
     def __init__(
         self, path: str, manifest: Manifest, *, bands: Sequence[str] = (), nodata: Sequence[float] | None = None
     ) -> None:
-        self.path, self._settings, self._item = path, dict(remote_settings(path)), None
+        self.path, self._settings = path, dict(remote_settings(path))
+        self._item: MemoryFile | None = None
         if is_item(path):
             item = open_item(path, manifest, bands=bands)
             self._settings = dict(item.settings)
             self._item = MemoryFile(item.vrt.encode(), ext=".vrt")
-        with raster_errors(path), self._options(), quiet_about_georeference():
-            self._dataset = rasterio.open(gdal_name(path)) if self._item is None else self._item.open()
+        self._dataset: Any = self._opened()
         try:
             self._settle(manifest, bands, nodata)
         except BaseException:
             self.close()
             raise
+
+    def _opened(self) -> Any:
+        with raster_errors(self.path), self._options(), quiet_about_georeference():
+            return rasterio.open(gdal_name(self.path)) if self._item is None else self._item.open()
 
     def _options(self) -> AbstractContextManager[Any]:
         """GDAL's options for what is remote: they hold for one thread, and assets of an item are opened when read."""
@@ -178,6 +211,8 @@ class Scene:
         self.channels = len(manifest.bands)
         self.dtype = np.dtype("uint8" if self._palette is not None else dataset.dtypes[self.bands[0] - 1])
         self.block_rows = int(dataset.block_shapes[0][0])
+        self.files = [Path(name) for name in dataset.files if is_plain_path(name)]
+        """The local files that it is made of: itself, side files, the sources of a virtual raster."""
 
     def _refuse_impossible(self, dtype: str) -> None:
         wrong = [value for value in self._given if not can_hold(np.dtype(dtype), value)]
@@ -209,16 +244,17 @@ class Scene:
         """How far its compression may have moved the value of an even area, in grey levels."""
         return LOSSY_TOLERANCE if self._lossy else 0.0
 
-    @property
-    def files(self) -> list[Path]:
-        """The files that it is made of, as far as they are local: itself, side files, the sources of a mosaic."""
-        return [Path(name) for name in self._dataset.files if is_plain_path(name)]
-
     def close(self) -> None:
         """Close the file."""
-        self._dataset.close()
+        self.release()
         if self._item is not None:
             self._item.close()
+
+    def release(self) -> None:
+        """Close the file until it is read."""
+        if self._dataset is not None:
+            self._dataset.close()
+            self._dataset = None
 
     def read(self, window: Window) -> Strip:
         """Read a window that lies within the scene.
@@ -230,6 +266,8 @@ class Scene:
         if around is None:
             raise RasterError(f"{window} lies outside of {self.path}.")
         area = RasterioWindow(around.col_off, around.row_off, around.width, around.height)
+        if self._dataset is None:
+            self._dataset = self._opened()
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
         with raster_errors(self.path), self._options():
             values = self._dataset.read(indexes, window=area)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cegate_geo.domain.windows import Window
-from cegate_geo.infer.reader import Area, Scene, Strip, StripReader
+from cegate_geo.infer.reader import AnyScene, Area, Strip, StripReader
 from cegate_geo.infer.resample import IntArray, Resampling
 from cegate_geo.infer.validity import BoolArray
 
@@ -28,7 +28,7 @@ class RescaledScene:
 
     def __init__(
         self,
-        scene: Scene,
+        scene: AnyScene,
         resampling: Resampling,
         columns: tuple[int, int],
         *,

@@ -32,10 +32,11 @@ from cegate_geo.infer.feed import Feed, InputForm
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.mosaic import open_scene
 from cegate_geo.infer.parity import MAX_DIFFERENCE, Parity
 from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene, Strip
+from cegate_geo.infer.reader import AnyScene, Strip
 from cegate_geo.infer.rescaled import RescaledScene
 from cegate_geo.infer.seams import measure_seams
 from cegate_geo.infer.settle import Run, session_options, settle
@@ -138,9 +139,9 @@ def check_scene(path: str, *, model: Path, options: PredictOptions, monitor: Mon
         return replace(report, verdicts=(*report.verdicts, *_said(heard)))
 
 
-def _open(path: str, predictor: Predictor, options: PredictOptions) -> Scene:
+def _open(path: str, predictor: Predictor, options: PredictOptions) -> AnyScene:
     bands = options.bands or predictor.contract.scene_bands
-    return Scene(path, predictor.manifest, bands=bands, nodata=options.nodata)
+    return open_scene(path, predictor.manifest, bands=bands, nodata=options.nodata)
 
 
 def _run_tests(run: Run, verdicts: list[Verdict], monitor: Monitor) -> CheckReport:
@@ -199,7 +200,7 @@ def _of(heard: list[warnings.WarningMessage], kind: type[CegateWarning]) -> list
     return [str(w.message) for w in heard if isinstance(w.message, kind)]
 
 
-def _bands(scene: Scene, heard: list[warnings.WarningMessage]) -> Verdict:
+def _bands(scene: AnyScene, heard: list[warnings.WarningMessage]) -> Verdict:
     said = _of(heard, BandWarning)
     message = f"bands {', '.join(map(str, scene.bands))} of {scene.dtype}"
     if not said:
@@ -210,7 +211,7 @@ def _bands(scene: Scene, heard: list[warnings.WarningMessage]) -> Verdict:
 
 
 def _settle(
-    scene: Scene, predictor: Predictor, options: PredictOptions, heard: list[warnings.WarningMessage]
+    scene: AnyScene, predictor: Predictor, options: PredictOptions, heard: list[warnings.WarningMessage]
 ) -> tuple[Run, Verdict]:
     """The run, and whether the scene's GSD suits the model: a refusal is a finding, not the end."""
     try:
@@ -456,7 +457,7 @@ def _shift_px(wanted: Georeference, found: Georeference) -> float:
     return float(max(abs(a - b) for p, q in zip(moved, corners, strict=True) for a, b in zip(p, q, strict=True)))
 
 
-def _nodata(scene: Scene) -> Verdict:
+def _nodata(scene: AnyScene) -> Verdict:
     """How much of the scene is data, and whether plain black or white is taken for it, by samples."""
     valid, count = 0.0, 0
     plain: dict[float, int] = {}

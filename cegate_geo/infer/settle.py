@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +16,11 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError
 from cegate_geo.infer import budget
 from cegate_geo.infer.feed import InputForm, middle_tile
-from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.job import DEFAULT_MEMORY_MB, PredictOptions
+from cegate_geo.infer.mosaic import scene_label
 from cegate_geo.infer.normalisation import Normalisation
 from cegate_geo.infer.predictor import Predictor, SessionOptions
-from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.reader import AnyScene
 from cegate_geo.infer.tiles import TilePlan, shard_windows
 from cegate_geo.infer.view import Shard, View, settle_view
 from cegate_geo.infer.writer import (
@@ -44,14 +45,16 @@ class Run:
     plan: TilePlan
     region: Window
     """What is to be predicted, on the outputs' grid."""
-    shard_shape: tuple[int, int]
-    """(height, width) of a shard, at most."""
     form: InputForm
+    shard_shape: tuple[int, int] = (BLOCK_SIZE, BLOCK_SIZE)
+    """(height, width) of a shard, at most."""
+    needs: budget.Budget = field(default_factory=lambda: budget.Budget(fixed=0, per_column=1))
+    """What it takes of memory."""
     area_digest: str | None = None
     """Of the area of interest; None where there is none."""
 
     @property
-    def scene(self) -> Scene:
+    def scene(self) -> AnyScene:
         """What is predicted."""
         return self.view.scene
 
@@ -129,7 +132,7 @@ def session_options(options: PredictOptions) -> SessionOptions:
     )
 
 
-def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
+def settle(scene: AnyScene, predictor: Predictor, options: PredictOptions) -> Run:
     """Plan grids, tiles and shards; warn of or refuse what does not fit."""
     manifest, legend = predictor.manifest, predictor.manifest.legend
     view = settle_view(scene, manifest, gsd=options.gsd, resample=options.resample_mode, force=options.force)
@@ -152,41 +155,61 @@ def settle(scene: Scene, predictor: Predictor, options: PredictOptions) -> Run:
 
         area = read_area(options.aoi, view.georeference, invert=options.invert_aoi)
         view, region, digest = replace(view, asked=area), area.bounds or region, area.digest()
-    least = min(region.width, BLOCK_SIZE)
+    is_unit = manifest.scaling == "unit" and np.issubdtype(predictor.input_type, np.floating)
+    return fitted(
+        Run(
+            options=options,
+            predictor=predictor,
+            view=view,
+            plan=plan,
+            region=region,
+            form=InputForm(
+                batch_size=1,
+                dtype=predictor.input_type,
+                divisor=manifest.input_maximum if is_unit else 1.0,
+                normalisation=Normalisation.of(manifest),
+                margin=predictor.margin,
+            ),
+            area_digest=digest,
+        )
+    )
+
+
+def fitted(run: Run, *, batch_size: int | None = None) -> Run:
+    """The run with batches and shards of sizes that fit into its memory.
+
+    Args:
+        run: What is settled otherwise.
+        batch_size: Tiles in a call, where that is settled, too.
+
+    Raises:
+        InputError: If none do.
+    """
+    options, predictor, least = run.options, run.predictor, min(run.region.width, BLOCK_SIZE)
 
     def needs(batch_size: int) -> budget.Budget:
         return budget.estimate(
-            plan,
-            view,
-            classes=len(legend),
+            run.plan,
+            run.view,
+            classes=len(predictor.manifest.legend),
             batch_size=batch_size,
-            model_bytes=predictor.path.stat().st_size,
-            extra_channels=bool(options.confidence or options.vector) + (len(legend) if options.probabilities else 0),
+            session_bytes=predictor.session_bytes,
+            layers=run.kinds.values(),
             margin=predictor.margin,
         )
 
-    batch_size = predictor.batch or options.batch_size or predictor.default_batch
-    while not (predictor.batch or options.batch_size) and batch_size > 1:
-        if needs(batch_size).width_for(options.max_memory_mb) >= least:
-            break
+    given = DEFAULT_MEMORY_MB if options.max_memory_mb is None else options.max_memory_mb
+    fixed = predictor.batch or options.batch_size or batch_size
+    batch_size = fixed or predictor.default_batch
+    while not fixed and batch_size > 1 and needs(batch_size).width_for(given) < least:
         batch_size //= 2
-    width = budget.shard_width(needs(batch_size), options.max_memory_mb, least=least)
-    is_unit = manifest.scaling == "unit" and np.issubdtype(predictor.input_type, np.floating)
-    return Run(
-        options=options,
-        predictor=predictor,
-        view=view,
-        plan=plan,
-        region=region,
-        shard_shape=_shard_shape(region, width, options),
-        form=InputForm(
-            batch_size=batch_size,
-            dtype=predictor.input_type,
-            divisor=manifest.input_maximum if is_unit else 1.0,
-            normalisation=Normalisation.of(manifest),
-            margin=predictor.margin,
-        ),
-        area_digest=digest,
+    needed = needs(batch_size)
+    width = budget.shard_width(needed, options.max_memory_mb, least=least)
+    return replace(
+        run,
+        shard_shape=_shard_shape(run.region, width, options),
+        form=replace(run.form, batch_size=batch_size),
+        needs=needed,
     )
 
 
@@ -208,16 +231,19 @@ def decide(run: Run, wait: Callable[[Callable[[], Predictor]], Predictor] = lamb
     """
     predictor = run.predictor
     is_decided, is_proven = predictor.manifest.output != "undecided", predictor.is_proven
-    if is_decided and is_proven:
-        return run
-    tile = middle_tile(run.view, run.plan, run.form)
-    if tile is None:
-        return run
-    if not is_decided:
-        predictor = wait(partial(predictor.decided, tile))
-    predictor = wait(partial(predictor.proven, tile))
-    batch_size = predictor.batch or run.options.batch_size or predictor.default_batch
-    return replace(run, predictor=predictor, form=replace(run.form, batch_size=min(run.form.batch_size, batch_size)))
+    tile = None if is_decided and is_proven else middle_tile(run.view, run.plan, run.form)
+    if tile is not None:
+        if not is_decided:
+            predictor = wait(partial(predictor.decided, tile))
+        predictor = wait(partial(predictor.proven, tile))
+    seen = run.form.margin.around(Window.of_shape(run.plan.tile_shape))
+    shape = (run.form.batch_size, run.scene.channels, *seen.shape)
+
+    def looked_at() -> Predictor:
+        predictor.look_at_memory(shape)
+        return predictor
+
+    return fitted(replace(run, predictor=wait(looked_at)))
 
 
 def tags(run: Run, sha256: str) -> dict[str, str]:
@@ -241,7 +267,7 @@ def tags(run: Run, sha256: str) -> dict[str, str]:
         "CEGATE_VERSION": __version__,
         "CEGATE_MODEL": manifest.name,
         "CEGATE_MODEL_SHA256": sha256,
-        "CEGATE_SCENE": Path(run.scene.path).name,
+        "CEGATE_SCENE": scene_label(run.scene.path),
         "CEGATE_PARAMETERS": json.dumps(parameters, sort_keys=True),
         "CEGATE_LEGEND": json.dumps([{"id": c.id, "name": c.name, "color": c.hex} for c in manifest.legend]),
         "CEGATE_ATTRIBUTION": manifest.attribution,

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from cegate_geo.domain.legend import Legend
-from cegate_geo.errors import InputError
+from cegate_geo.errors import CegateError, InputError
 from cegate_geo.infer.areas import find_areas, strips
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.gsd import GroundMeasure
+from cegate_geo.infer.heap import resident_bytes
 from cegate_geo.infer.job import VectorOptions
 from cegate_geo.infer.polygon_file import PolygonFile
 from cegate_geo.infer.rings import as_polygons
 from cegate_geo.infer.sieve import sieve
 from cegate_geo.infer.simplify import Tolerance
+
+POINT_BYTES = 120
+"""What it takes to make rings and geometries of a point of an outline, as measured: 70 for rings, 40 for the rest."""
 
 
 def vectorize(
@@ -29,6 +34,7 @@ def vectorize(
     georeference: Georeference,
     ground: GroundMeasure | None,
     options: VectorOptions,
+    memory: int | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> int:
     """Write the polygons of a class raster to a GeoPackage or FlatGeobuf. Gives their number.
@@ -41,11 +47,12 @@ def vectorize(
         georeference: Where the rasters lie; needs a transform.
         ground: How to measure pixels; None where that is unknown.
         options: What is left out, joined, made simpler.
+        memory: Bytes that the process may hold; None for however many it takes.
         check: Called again and again; may raise to stop.
 
     Raises:
         InputError: If the scene has no transform, or an option does not fit it.
-        CegateError: If the file can't be written.
+        CegateError: If the file can't be written, or outlines take more than `memory`.
     """
     check_vector(georeference, ground, legend, options)
     names = np.array([next((c.name for c in legend if c.id == n), "") for n in range(max(legend.ids) + 1)], object)
@@ -56,7 +63,15 @@ def vectorize(
         size = ground.size() if ground else None
         tolerance = Tolerance(distance=options.simplify_m, pixel=(size.x_m, size.y_m) if size else (1.0, 1.0))
     with PolygonFile(target, crs=crs) as file, _sieved(mask, target, options, ground=ground, check=check) as source:
-        for areas in find_areas(source, confidence, ground=ground, classes=classes, tolerance=tolerance, check=check):
+        for areas in find_areas(
+            source,
+            confidence,
+            ground=ground,
+            classes=classes,
+            tolerance=tolerance,
+            check=check,
+            announce=partial(_require_room, memory),
+        ):
             for rings, sums in areas.batches():
                 check()
                 file.add(
@@ -67,6 +82,18 @@ def vectorize(
                     confidence=sums.confidence / sums.pixels / 255,
                 )
     return file.count
+
+
+def _require_room(memory: int | None, points: int) -> None:
+    """Refuse to put outlines together that take too much: those of an area are all there when it is complete."""
+    held = resident_bytes()
+    if memory is None or held is None or held + POINT_BYTES * points <= memory:
+        return
+    needed = -(-(held + POINT_BYTES * points) // 2**20)
+    raise CegateError(
+        f"The outlines of polygons take {needed} MB at least, --max-memory allows {memory // 2**20} MB.",
+        hint="Leave out the class that covers most (--vector-classes), use --simplify, or raise --max-memory.",
+    )
 
 
 @contextmanager

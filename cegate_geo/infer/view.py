@@ -13,7 +13,7 @@ from cegate_geo.domain.manifest import Manifest
 from cegate_geo.domain.windows import Window
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.gsd import GridChoice, GroundMeasure, ResampleMode, check_gsd, measure, model_shape
-from cegate_geo.infer.reader import Area, Scene
+from cegate_geo.infer.reader import AnyScene, Area
 from cegate_geo.infer.resample import Resampling
 from cegate_geo.infer.rescaled import AreaAround
 
@@ -32,7 +32,7 @@ class Shard:
 class View:
     """How the model sees a scene, and where its outputs lie."""
 
-    scene: Scene
+    scene: AnyScene
     georeference: Georeference
     """Of the outputs."""
     ground: GroundMeasure | None = None
@@ -83,7 +83,7 @@ class View:
         }
 
 
-def settle_view(scene: Scene, manifest: Manifest, *, gsd: GridChoice, resample: ResampleMode, force: bool) -> View:
+def settle_view(scene: AnyScene, manifest: Manifest, *, gsd: GridChoice, resample: ResampleMode, force: bool) -> View:
     """Decide at which GSD a model sees a scene, and where the outputs lie; warn of or refuse what does not fit.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import rasterio.shutil
-from rasterio.enums import ColorInterp
+from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import RasterioError
 from rasterio.windows import Window as RasterioWindow
 
@@ -25,6 +26,10 @@ from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 
 BLOCK_SIZE = 512
 """Side of the output's blocks in pixels. Shards are aligned to it."""
+COG_CACHE_BYTES = 2**24
+"""GDAL's block cache while COGs are made: block by block, they are in need of few."""
+COG_BLOCK_BYTES = 3 * 2**19
+"""What a block of a COG holds at most: it has all bands, and GDAL keeps several of each level of overviews."""
 OVERVIEW_PIXELS = 2**24
 """Pixels from which overviews are made at once."""
 
@@ -135,28 +140,61 @@ class RasterWriter:
                 self._write_mask(valid, area)
 
 
+def cog_block_size(kind: RasterKind) -> int:
+    """Side of the blocks of a COG in pixels: the less, the more bands there are, but 128 at least."""
+    size = BLOCK_SIZE
+    while size > 128 and size**2 * kind.count * np.dtype(kind.dtype).itemsize > COG_BLOCK_BYTES:
+        size //= 2
+    return size
+
+
 def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
     """Copy a raster to a cloud-optimised GeoTIFF with overviews.
 
     Overviews are made by GDAL from chunks of full width, several of them in flight with several threads: in one thread,
-    of chunks that get lower where a raster is wide, they need the same memory for any raster and on any machine.
+    of chunks that get lower where a raster is wide, they need the same memory for any raster and on any machine. Blocks
+    hold all bands: where these are many, blocks are small. LZW takes less memory than GDAL's own choice, ZSTD.
+
+    Args:
+        source: The raster. Where it has several bands, overviews are added to it: made on the way to the target, of all
+            bands at once, they would take memory that grows with the width.
+        target: File to write.
+        kind: What it holds.
     """
+    size = cog_block_size(kind)
     with quiet_about_georeference(), rasterio.open(source) as raster:
         rows = min(BLOCK_SIZE, max(64, OVERVIEW_PIXELS // raster.width // 64 * 64))
-    settings = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_OVR_CHUNKYSIZE=rows)
+        levels = overview_levels(raster.shape, size)
+    settings = rasterio.Env(
+        GDAL_TIFF_INTERNAL_MASK=True,
+        GDAL_OVR_CHUNKYSIZE=rows,
+        GDAL_TIFF_OVR_BLOCKSIZE=BLOCK_SIZE,
+        SPARSE_OK_OVERVIEW=True,
+        COG_TMP_COMPRESSION="LZW",
+        GDAL_CACHEMAX=COG_CACHE_BYTES,
+    )
     with write_errors(target), quiet_about_georeference(), settings:
+        if kind.count > 1 and levels:
+            with rasterio.open(source, "r+") as raster:
+                factors = [2**level for level in range(1, levels + 1)]
+                raster.build_overviews(factors, Resampling[kind.resampling.lower()])
         rasterio.shutil.copy(
             str(source),
             str(target),
             driver="COG",
             compress="DEFLATE",
             level="6",
-            blocksize=BLOCK_SIZE,
+            blocksize=size,
             overview_resampling=kind.resampling,
             overviews="AUTO",
             bigtiff="IF_SAFER",
             num_threads="1",
         )
+
+
+def overview_levels(shape: tuple[int, int], size: int) -> int:
+    """Overviews of a COG: each half as large as the one before, until one fits into a block of `size` pixels a side."""
+    return max(0, math.ceil(math.log2(max(shape) / size)))
 
 
 class write_errors:  # noqa: N801 - reads as a statement

@@ -14,6 +14,7 @@ from rasterio.enums import ColorInterp
 
 from cegate_geo.api import predict
 from cegate_geo.errors import BandWarning, CegateError, GeoreferenceWarning, InputError, ModelError
+from cegate_geo.infer import budget
 from tests import toy_models as toys
 
 SHAPES = [
@@ -263,33 +264,22 @@ def test_a_scene_without_any_data_gives_an_empty_mask(tmp_path: Path) -> None:
     assert result.polygons == 0
 
 
-@pytest.mark.parametrize("max_memory_mb", [64, 4096])
-def test_shards_give_the_same_bytes_as_one_run(tmp_path: Path, max_memory_mb: int) -> None:
-    """With hardly any memory the scene is cut into column shards."""
+@pytest.mark.parametrize("is_narrow", [True, False])
+def test_shards_give_the_same_bytes_as_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_narrow: bool
+) -> None:
+    """With little memory the scene is cut into column shards."""
+    if is_narrow:
+        monkeypatch.setattr(budget, "MAX_WIDTH", 512)
     scene = toys.noise((90, 1700), seed=8)
     toys.write_raster(tmp_path / "scene.tif", scene)
     model = toys.convolutions(tmp_path / "conv.onnx", layers=3)
-    with pytest.warns(match="MB are planned for") if max_memory_mb == 64 else Nothing():
-        result = predict(
-            tmp_path / "scene.tif",
-            tmp_path / "mask.tif",
-            model=model,
-            probabilities=tmp_path / "p.tif",
-            max_memory_mb=max_memory_mb,
-        )
-    assert (result.tiles > 72) == (max_memory_mb == 64)
+    result = predict(tmp_path / "scene.tif", tmp_path / "mask.tif", model=model, probabilities=tmp_path / "p.tif")
+    assert (result.tiles > 72) == is_narrow
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
     (whole,) = session.run(None, {"x": scene[None].astype(np.float32) / np.float32(255)})
     np.testing.assert_array_equal(toys.read(tmp_path / "mask.tif")[0], whole[0].argmax(axis=0))
     assert np.abs(toys.read(tmp_path / "p.tif") - np.rint(whole[0] * 255)).max() <= 1
-
-
-class Nothing:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def test_sixteen_bits_are_refused_with_the_mend(tmp_path: Path) -> None:

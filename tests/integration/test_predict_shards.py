@@ -22,6 +22,7 @@ import shapely
 from cegate_geo.api import Progress, merge, predict
 from cegate_geo.cli.main import main
 from cegate_geo.errors import CancelledError, CegateWarning, InputError, OutputExistsError
+from cegate_geo.infer import budget
 from cegate_geo.infer.lock import hold
 from cegate_geo.infer.predictor import Predictor
 from tests import toy_models as toys
@@ -91,13 +92,12 @@ def events_of(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
         yield json.loads(line)
 
 
-@pytest.mark.parametrize("max_memory_mb", [64, 4096])
+@pytest.mark.parametrize("width", [512, 5000])
 def test_many_shards_give_the_bytes_of_one(
-    given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path, max_memory_mb: int
+    given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "64 MB are planned for")
-        result = predict(**given, **places(tmp_path), **ROWS, max_memory_mb=max_memory_mb)
+    monkeypatch.setattr(budget, "MAX_WIDTH", width)
+    result = predict(**given, **places(tmp_path), **ROWS)
     assert digests(tmp_path) | sums(result) == one_run
     assert listing(tmp_path) == sorted([*FILES.values(), "mask.qml", "mask.tif.aux.xml"]), "nothing else is left"
 
@@ -161,7 +161,11 @@ predict(**json.loads(sys.argv[1]), progress=lambda at: print(at.fraction, flush=
 """
 
 
-@pytest.mark.parametrize("seed", range(3))
+KILLED_RUNS = int(os.environ.get("CEGATE_KILLED_RUNS", "3"))
+"""Runs that are killed three times each; CONTRIBUTING tells of it."""
+
+
+@pytest.mark.parametrize("seed", range(KILLED_RUNS))
 def test_killed_at_random_moments_and_resumed_it_gives_the_bytes_of_one(
     given: dict[str, Any], one_run: dict[str, Any], tmp_path: Path, seed: int
 ) -> None:
@@ -283,12 +287,21 @@ def test_shards_of_another_job_are_refused_by_name(given: dict[str, Any], begun:
 
 
 def test_what_changes_no_byte_may_change(given: dict[str, Any], one_run: dict[str, Any], begun: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "64 MB are planned for")
-        with pytest.warns(CegateWarning, match="640 px wide, for which --max-memory 64M is too little"):
-            result = predict(**given, **places(begun.parent), shard_rows=1024, threads=1, max_memory_mb=64)
+    result = predict(**given, **places(begun.parent), shard_rows=1024, threads=1, max_memory_mb=4096)
     assert result.resumed_shards > 0
     assert digests(begun.parent) == {name: one_run[name] for name in digests(begun.parent)}
+
+
+def test_finished_shards_that_take_more_memory_than_is_given_are_refused(
+    given: dict[str, Any], begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "estimate", lambda *_, **__: budget.Budget(fixed=0, per_column=2**20))
+    before = {p.name: p.read_bytes() for p in begun.iterdir()}
+    with pytest.raises(InputError, match="640 px wide, which takes about 640 MB: --max-memory 600M") as told:
+        predict(**given, **places(begun.parent), max_memory_mb=600)
+    assert "--max-memory 640M" in told.value.hint
+    assert {p.name: p.read_bytes() for p in begun.iterdir()} == before
+    assert predict(**given, **places(begun.parent), max_memory_mb=640).resumed_shards > 0
 
 
 @pytest.mark.parametrize("harm", ["torn line", "torn header", "cut shard", "flipped bit", "no shard", "foreign line"])
@@ -393,6 +406,36 @@ def test_merge_asks_for_what_was_computed(given: dict[str, Any], tmp_path: Path)
     assert {p.name: p.read_bytes() for p in job.iterdir()} == before
     merge(job, overwrite=True)
     assert listing(tmp_path) == ["mask.qml", "mask.tif", "mask.tif.aux.xml"]
+
+
+def test_merge_does_not_choose_between_parts_that_were_told_different_things_of_polygons(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    told = {"vector": tmp_path / "v.fgb", "output": tmp_path / "mask.tif", **ROWS}
+    predict(**given, **told, shard="1/2", min_area_m2=3.0)
+    predict(**given, **told, shard="2/2", vector_classes=["other"])
+    job = tmp_path / "mask.tif.job"
+    before = {p.name: p.read_bytes() for p in job.iterdir()}
+    said = r"--min-area is 3 in journal-1-of-2\.jsonl, 0 in journal-2-of-2\.jsonl"
+    with pytest.raises(InputError, match=said):
+        merge(job)
+    with pytest.raises(InputError, match=r"--vector-classes is all in .*, other in journal-2-of-2\.jsonl"):
+        merge(job, min_area_m2=3.0)
+    assert {p.name: p.read_bytes() for p in job.iterdir()} == before
+    merge(job, min_area_m2=3.0, vector_classes=["other"])
+    assert {name for name in listing(tmp_path) if name.startswith("v")} == {"v.fgb"}
+
+
+def test_merge_tells_how_far_it_is(given: dict[str, Any], tmp_path: Path) -> None:
+    for part in ("1/2", "2/2"):
+        predict(**given, **places(tmp_path), **ROWS, shard=part)
+    seen: list[Progress] = []
+    merge(tmp_path / "mask.tif.job", progress=seen.append)
+    fractions = [at.fraction for at in seen]
+    assert fractions == sorted(fractions)
+    assert [at.done for at in seen][:5] == [0, 1, 2, 3, 4], "shard by shard"
+    assert len({f for f in fractions if 0.3 < f < 1}) >= 3, "polygons and each raster are told, too"
+    assert (fractions[0], fractions[-1]) == (0, 1)
 
 
 @pytest.mark.parametrize("by", [merge, None])

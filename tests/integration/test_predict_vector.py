@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from rasterio.features import rasterize
 
 from cegate_geo.api import predict
-from cegate_geo.errors import CegateWarning, GeoreferenceWarning, InputError
+from cegate_geo.errors import CegateError, CegateWarning, GeoreferenceWarning, InputError
+from cegate_geo.infer import vectorize
 from cegate_geo.infer.components import label_areas
 from tests import toy_models as toys
 
@@ -149,6 +150,20 @@ def test_vector_area_equals_raster_area(tmp_path: Path, suffix: str, transform: 
 def read_polygons(path: Path) -> tuple[Any, dict[str, Any]]:
     meta, _, wkb, columns = pyogrio.raw.read(path)
     return shapely.from_wkb(wkb), dict(zip(meta["fields"], columns, strict=True))
+
+
+def test_outlines_that_take_more_than_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = toys.write_raster(tmp_path / "scene.tif", toys.noise((700, 90)))
+    given = {"model": toys.brightness(tmp_path / "m.onnx"), "vector": tmp_path / "v.fgb", "shard_rows": 512}
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(vectorize, "POINT_BYTES", 2**20)
+    with pytest.raises(CegateError, match=r"take \d+ MB at least, --max-memory allows \d+ MB") as told:
+        predict(path, tmp_path / "mask.tif", **given, max_memory_mb=1024)
+    assert "--vector-classes" in told.value.hint
+    assert "2 of 2 shards are kept" in told.value.hint
+    assert {p.name for p in tmp_path.iterdir()} - {p.name for p in before} == {"mask.tif.job"}
+    result = predict(path, tmp_path / "mask.tif", **given)
+    assert result.resumed_shards == 2, "without --max-memory they take what they take"
 
 
 def test_small_polygons_join_their_surroundings_on_demand(tmp_path: Path) -> None:

@@ -259,3 +259,41 @@ def test_foreign_projection_data_is_noticed() -> None:
     )
     findings = {f["name"]: f for f in json.loads(result.stdout)["findings"]}
     assert findings["PROJ_LIB"]["value"] == "/nonexistent"
+
+
+INTERRUPTED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {name!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+sys.argv = ["cegate-geo", "predict", "none.tif", "-o", "mask.tif", *{more!r}]
+from cegate_geo.__main__ import main
+raise SystemExit(main())
+"""
+
+
+@pytest.mark.parametrize("name", ["click", "cegate_geo.cli.predict", "cegate_geo.infer.providers"])
+@pytest.mark.parametrize("more", [[], ["--events=jsonl"]])
+def test_an_interrupt_while_it_loads_is_a_cancelled_run_in_one_line(name: str, more: list[str]) -> None:
+    code = INTERRUPTED.format(name=name, more=more)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "cegate-geo: Cancelled.\n")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(e["event"], e["code"]) for e in events] == ([("error", "cancelled")] if more else [])
+
+
+def test_an_interrupt_once_the_command_is_loaded_is_told_by_the_command() -> None:
+    code = """
+import signal, sys
+from cegate_geo.__main__ import main
+from cegate_geo.cli import doctor
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored here
+sys.argv = ["cegate-geo", "doctor"]
+doctor.command.callback = lambda **_: signal.raise_signal(signal.SIGINT)
+raise SystemExit(main())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr.lstrip()) == (130, "cegate-geo: Cancelled.\n")

@@ -35,7 +35,8 @@ from tests import toy_models as toys
 
 
 def threads() -> set[str]:
-    return {t.name for t in threading.enumerate() if t.name.startswith("cegate")}
+    """Of readers and workers; those of monitors go with them, whenever that is."""
+    return {t.name for t in threading.enumerate() if t.name.startswith("cegate") and t.name != "cegate-call"}
 
 
 def test_prefetch_keeps_order_and_runs_no_further_ahead_than_it_may() -> None:
@@ -251,8 +252,14 @@ def test_results_cross_file_systems(tmp_path: Path, tmp_path_factory: pytest.Tem
 def test_what_does_not_fit_is_said() -> None:
     budget = Budget(fixed=200 * 2**20, per_column=100_000)
     assert shard_width(budget, 300, least=512) == 1048
-    with pytest.warns(CegateWarning, match="need about 249 MB"):
-        assert shard_width(budget, 230, least=512) == 512
+    with pytest.raises(InputError, match=r"--max-memory 230M does not suffice: .* about 249 MB") as told:
+        shard_width(budget, 230, least=512)
+    assert "--max-memory 281M" in told.value.hint
+    assert shard_width(budget, 249, least=512) == 513
+    with pytest.warns(CegateWarning, match="about 978 MB, more than the usual 512 MB"):
+        assert shard_width(Budget(fixed=2**20, per_column=2_000_000), None, least=512) == 512
+    with pytest.raises(InputError, match="about 600 MB"):
+        shard_width(Budget(fixed=0, per_column=1, finish=600 * 2**20), 512, least=512)
 
 
 def test_softmax_is_stable() -> None:

@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 
 from cegate_geo.api import predict
-from cegate_geo.errors import ModelError, ProviderWarning, RuntimeMissingError
+from cegate_geo.errors import InputError, ModelError, ProviderWarning, RuntimeMissingError
 from cegate_geo.infer import providers
 from cegate_geo.infer.parity import MAX_DIFFERENCE, Parity
 from cegate_geo.infer.predictor import Predictor, SessionOptions, load_predictor
@@ -77,6 +77,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Any:
             ExecutionMode=onnxruntime.ExecutionMode,
             InferenceSession=session,
             get_available_providers=lambda: list(available),
+            __version__=onnxruntime.__version__,
         )
         monkeypatch.setitem(sys.modules, "onnxruntime", module)
         monkeypatch.setattr(providers.importlib.util, "find_spec", lambda _: None)
@@ -192,6 +193,49 @@ def test_predict_proves_its_provider_before_the_first_tile(tmp_path: Path, model
     assert result.provider == "cpu"
     assert "cuda" in result.provider_reason
     np.testing.assert_array_equal(toys.read(tmp_path / "mask.tif")[0], scene.argmax(axis=0))
+
+
+@pytest.fixture
+def part(tmp_path: Path, model: Path) -> Any:
+    """Computes one of two parts of a scene."""
+    toys.write_raster(tmp_path / "scene.tif", toys.noise((1024, 64)))
+
+    def compute(number: int, **options: Any) -> Any:
+        more = {"shard": (number, 2), "shard_rows": 512, **options}
+        return predict(tmp_path / "scene.tif", tmp_path / "mask.tif", model=model, **more)
+
+    return compute
+
+
+def test_auto_goes_on_with_the_provider_of_finished_shards(part: Any, runtime: Any) -> None:
+    runtime(CPU)
+    part(1)
+    session = runtime(CUDA, CPU)
+    result = part(2)
+    assert (result.provider, result.provider_reason) == ("cpu", "finished shards were computed on it")
+    assert session.calls == []
+
+
+def test_auto_does_not_go_on_with_a_provider_that_is_not_here_any_more(part: Any, runtime: Any) -> None:
+    runtime(CUDA, CPU)
+    part(1)
+    runtime(CPU)
+    with pytest.raises(InputError, match=r"provider was cuda, is cpu\."):
+        part(2)
+    runtime(CUDA, CPU)
+    with pytest.raises(InputError, match=r"provider was cuda, is cpu\."):
+        part(2, provider="cpu")
+
+
+def test_a_part_takes_the_batch_of_finished_shards(part: Any, runtime: Any) -> None:
+    """However little memory it is given: another batch would be another job."""
+    session = runtime(CUDA, CPU)
+    part(1, batch_size=5)
+    session = runtime(CUDA, CPU)
+    part(2)
+    assert set(session.calls) == {1, 5}, "one tile to prove the provider, then batches of five"
+    with pytest.raises(InputError, match=r"batch was 5, is 4\."):
+        part(2, batch_size=4)
 
 
 def test_out_of_memory_halves_the_batch(tmp_path: Path, model: Path, runtime: Any) -> None:

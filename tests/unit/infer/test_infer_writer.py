@@ -11,7 +11,7 @@ import rasterio
 from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
 from cegate_geo.infer.georeference import Georeference
-from cegate_geo.infer.writer import RasterWriter, make_cog, probability_raster
+from cegate_geo.infer.writer import RasterWriter, class_raster, cog_block_size, make_cog, probability_raster
 from tests import toy_models as toys
 
 SIDE, ROUNDS = 1024, 6
@@ -57,3 +57,39 @@ def test_a_mask_and_its_bands_survive_readers_that_press_on_the_cache(tmp_path: 
         for reader in readers:
             reader.join()
     assert not cog.with_name(cog.name + ".msk").exists(), "the result's mask lies within it"
+
+
+def test_overviews_of_many_bands_are_means_of_what_is_data(tmp_path: Path) -> None:
+    """Their blocks are small, for all bands are in each."""
+    legend = Legend.from_names([f"class {n}" for n in range(19)])
+    kind, shape = probability_raster(legend), (700, 900)
+    values = toys.noise(shape, channels=19)
+    valid = np.ones(shape, np.bool_)
+    valid[100:333, 200:401] = False
+    values[:, ~valid] = 0
+    georeference = Georeference(shape=shape, **toys.UTM)
+    with RasterWriter(tmp_path / "scratch.tif", georeference, kind, tags={}) as writer:
+        writer.write(Window.of_shape(shape), values, valid=valid)
+    make_cog(tmp_path / "scratch.tif", tmp_path / "cog.tif", kind)
+    with rasterio.open(tmp_path / "cog.tif") as cog:
+        assert set(cog.block_shapes) == {(256, 256)}
+        assert cog.overviews(1) == cog.overviews(19) == [2, 4]
+        np.testing.assert_array_equal(cog.read(), values)
+    for level, factor in enumerate((2, 4)):
+        with rasterio.open(tmp_path / "cog.tif", overview_level=level) as overview:
+            found, holds = overview.read(), overview.read_masks(1) > 0
+        parts = (19, shape[0] // factor, factor, shape[1] // factor, factor)
+        counts = valid.reshape(parts[1:]).sum(axis=(1, 3))
+        means = values.astype(np.float64).reshape(parts).sum(axis=(2, 4)) / np.maximum(counts, 1)
+        inside = (counts > 0) & holds
+        assert inside.sum() > 0.9 * (counts > 0).sum()
+        assert np.abs(found - means)[:, inside].max() <= 1
+
+
+def test_blocks_of_a_cog_are_small_where_bands_are_many() -> None:
+    sizes = {}
+    for count in (2, 6, 7, 19, 60, 200):
+        kind = probability_raster(Legend.from_names([f"{n}" for n in range(count)]))
+        sizes[count] = cog_block_size(kind)
+    assert sizes == {2: 512, 6: 512, 7: 256, 19: 256, 60: 128, 200: 128}
+    assert cog_block_size(class_raster(Legend.from_names(["a", "b"]))) == 512
