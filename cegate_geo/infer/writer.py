@@ -22,11 +22,14 @@ from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CegateError
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
+from cegate_geo.infer.providers import usable_cores
 
 BLOCK_SIZE = 512
 """Side of the output's blocks in pixels. Shards are aligned to it."""
 OVERVIEW_PIXELS = 2**24
 """Pixels from which overviews are made at once."""
+COG_THREADS = 2
+"""Threads that make a COG of one band, at most; of several bands it is one, as each holds a chunk of all bands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +141,15 @@ class RasterWriter:
 def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
     """Copy a raster to a cloud-optimised GeoTIFF with overviews.
 
-    Overviews are made by GDAL from chunks of full width, several of them in flight with several threads: in one thread,
-    of chunks that get lower where a raster is wide, they need the same memory for any raster and on any machine.
+    Overviews are made by GDAL from chunks of full width, several of them in flight with several threads: with few
+    threads, of chunks that get lower where a raster is wide, they need the same memory for any raster and on any
+    machine. The overviews on their way into the file are not compressed for that: it costs more time and memory than
+    it saves in room on the disk. None of this changes a byte of what comes out.
     """
+    threads = min(COG_THREADS, usable_cores()) if kind.count == 1 else 1
     with quiet_about_georeference(), rasterio.open(source) as raster:
         rows = min(BLOCK_SIZE, max(64, OVERVIEW_PIXELS // raster.width // 64 * 64))
-    settings = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_OVR_CHUNKYSIZE=rows)
+    settings = rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True, GDAL_OVR_CHUNKYSIZE=rows, COG_TMP_COMPRESSION="NONE")
     with write_errors(target), quiet_about_georeference(), settings:
         rasterio.shutil.copy(
             str(source),
@@ -155,7 +161,7 @@ def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
             overview_resampling=kind.resampling,
             overviews="AUTO",
             bigtiff="IF_SAFER",
-            num_threads="1",
+            num_threads=str(threads),
         )
 
 
