@@ -38,7 +38,7 @@ format: setup-dev ## Format the code
 	$(BIN)/ruff format .
 
 bench: setup-dev $(BENCH_VENV)/.deps-$(DEPS) ## Measure speed and memory beside GeoDeep and others, into docs/
-	$(BIN)/python benchmarks/engine --geodeep $(BENCH_VENV)/bin/geodeep --called-by-make $(BENCH_ARGS)
+	$(BIN)/python benchmarks/engine --geodeep $(BENCH_VENV)/bin/geodeep $(BENCH_ARGS) --make-args '$(BENCH_ARGS)'
 
 # GeoDeep, pinned, so that figures can be compared; with scipy, which it uses where it is there.
 $(BENCH_VENV)/.deps-$(DEPS): | $(BIN)/python

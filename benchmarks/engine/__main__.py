@@ -15,7 +15,6 @@ import datetime
 import importlib.metadata
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -153,15 +152,20 @@ def run_case(case: Case, taking_part: Sequence[Contestant], repeats: int) -> dic
     }  # fmt: skip
 
 
-def run_scaling(scene: Path, size: int, model: Path, folder: Path, repeats: int) -> dict[str, Any]:
+def run_scaling(scene: Path, size: int, overlap: int, model: Path, folder: Path, repeats: int) -> dict[str, Any]:
     """The engine alone on a scene of `size`."""
-    case = Case(name="scaling", model=model, scene=scene, size=size, overlap=64, folder=folder)
+    case = Case(name="scaling", model=model, scene=scene, size=size, overlap=overlap, folder=folder)
     folder.mkdir()
     runs = []
     for repeat in range(repeats):
         runs.append(measure(engine_words(case), environment=_environment()))
         _say(f"scaling, {size} px, run {repeat + 1}", runs[-1])
-    return {"scene_px": size, "tiles": case.tiles, "runs": [dataclasses.asdict(run) for run in runs]}
+    return {
+        "scene_px": size,
+        "overlap_px": overlap,
+        "tiles": case.tiles,
+        "runs": [dataclasses.asdict(run) for run in runs],
+    }
 
 
 def _environment() -> dict[str, str]:
@@ -190,10 +194,10 @@ def versions(geodeep: Path | None) -> dict[str, str]:
     return found
 
 
-def run_all(options: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Make what is measured on, measure, gather."""
-    quick, overlaps = options.quick, (64,) if options.quick else (64, 256)
-    sizes = (1024, 1536) if quick else (5000, 10_000, 20_000, *([40_000] if options.forty else []))
+def run_all(options: argparse.Namespace, work: Path) -> None:
+    """Make what is measured on, measure, and write what is known after each case."""
+    quick = options.quick
+    overlaps, sizes = ((64,), (1024, 1536)) if quick else (options.overlaps, options.scaling)
     size, real_size = (1024, 1024) if quick else (options.size, options.real_size)
     taking_part = contestants(options.geodeep)
     free = [made.make_nearly_free(work / f"free-{overlap}.onnx", overlap=overlap) for overlap in overlaps]
@@ -203,26 +207,46 @@ def run_all(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         name, real = REAL, made.make_vit(work, overlaps)
     scenes = {n: made.make_scene(work / f"{n}.tif", n) for n in {size, real_size}}
     os.sync()  # nothing is to be written back while others are timed
-    cases = []
+    results = about(options)
     for kind, side, models in ((FREE, size, free), (name, real_size, real)):
         for overlap, model in zip(overlaps, models, strict=True):
             folder = work / f"{model.stem}-case"
             case = Case(name=kind, model=model, scene=scenes[side], size=side, overlap=overlap, folder=folder)
             fit = [one for one in taking_part if one.heavy or kind == FREE]
-            cases.append(run_case(case, fit, options.repeats))
-    scaling = []
+            results["cases"].append(run_case(case, fit, options.repeats))
+            write(results, options.output)
     for side in sizes:
         scene = scenes.get(side) or made.make_scene(work / f"{side}.tif", side)
         os.sync()
-        scaling.append(run_scaling(scene, side, free[0], work / f"scaling-{side}", options.repeats))
+        results["scaling"].append(
+            run_scaling(scene, side, overlaps[0], free[0], work / f"scaling-{side}", options.repeats)
+        )
         scene.unlink()
+        write(results, options.output)
+
+
+def about(options: argparse.Namespace) -> dict[str, Any]:
+    """What the figures have to be told with, and no figures yet."""
     typed = " ".join(["python", "benchmarks/engine", *sys.argv[1:]])
+    made_by = " ".join(["make bench", *([f"BENCH_ARGS='{options.make_args}'"] if options.make_args else [])])
     return {
-        "command": "make bench" if options.called_by_make else typed,
+        "command": typed if options.make_args is None else made_by,
         "commit": commit(ROOT), "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": machine(), "versions": versions(options.geodeep), "repeats": options.repeats,
-        "cases": cases, "scaling": scaling,
+        "cases": [], "scaling": [],
     }  # fmt: skip
+
+
+def write(results: dict[str, Any], folder: Path) -> None:
+    """Figures, page and plot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{STEM}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page.write(results, folder, STEM)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """'64,256' as numbers."""
+    return tuple(int(part) for part in text.split(",") if part)
 
 
 def main() -> None:
@@ -232,11 +256,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant in each case")
     parser.add_argument("--size", type=int, default=10_000, help="side of the scene for the nearly free model, in px")
     parser.add_argument("--real-size", type=int, default=3072, help="side of the scene for the real model, in px")
-    parser.add_argument("--forty", action="store_true", help="scaling up to 40,000 px, too: 5 GB of scene")
+    parser.add_argument("--overlaps", type=numbers, default=(64, 256), metavar="PX,PX", help="of neighbouring tiles")
+    parser.add_argument(
+        "--scaling", type=numbers, default=(5000, 10_000, 20_000), metavar="PX,PX",
+        help="sides of the growing scenes; 40000 takes 5 GB",
+    )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="small scenes, a small model, one run of each")
     parser.add_argument("--page", type=Path, metavar="FOLDER", help="measure nothing, write page and plot again")
     parser.add_argument("--work", type=Path, help="where scenes and masks are made, 3 GB; default: a temporary folder")
-    parser.add_argument("--called-by-make", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--make-args", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.page:
         results = json.loads((options.page / f"{STEM}.json").read_text(encoding="utf-8"))
@@ -245,13 +273,8 @@ def main() -> None:
     if options.quick:
         options.repeats = 1
     with tempfile.TemporaryDirectory(dir=options.work) as work:
-        results = run_all(options, Path(work))
-    options.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1) + "\n"
-    (options.output / f"{STEM}.json").write_text(text, encoding="utf-8")
-    page.write(results, options.output, STEM)
-    busy = [run["others"] for case in results["cases"] for one in case["contestants"].values() for run in one["runs"]]
-    print(f"{options.output / STEM}.md; others used {statistics.median(busy):.0%} of the machine meanwhile")
+        run_all(options, Path(work))
+    print(options.output / f"{STEM}.md")
 
 
 if __name__ == "__main__":

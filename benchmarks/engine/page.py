@@ -73,7 +73,8 @@ def write(results: Mapping[str, Any], folder: Path, stem: str) -> None:
         repeats=results["repeats"], image=image.as_posix(), quiet=_quiet(results),
         versions=", ".join(f"{name} {value}" for name, value in results["versions"].items()),
     )  # fmt: skip
-    parts = [text, *(_case(case) for case in results["cases"]), _scaling(results["scaling"]), NOTES]
+    growing = _scaling(results["scaling"]) if results["scaling"] else ""
+    parts = [text, *(_case(case) for case in results["cases"]), growing, NOTES]
     (folder / f"{stem}.md").write_text("".join(parts), encoding="utf-8")
 
 
@@ -121,7 +122,7 @@ def _floor(share: float) -> str:
 def _scaling(rows: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "## Growing scenes\n",
-        "The engine, nearly free model, overlap 64 px.\n",
+        f"The engine, nearly free model, overlap {rows[0]['overlap_px']} px.\n",
         "| scene | tiles | seconds | least | megapixels a second | peak MB |",
         "|---|---:|---:|---:|---:|---:|",
     ]
@@ -162,7 +163,8 @@ def plot(results: Mapping[str, Any]) -> str:
          f"{s:.1f} s, {max(run['peak_mb'] for run in row['runs']):,.0f} MB", ACCENT)
         for row in results["scaling"]
     ]  # fmt: skip
-    panels.append(("CEGate-Geo on growing scenes, nearly free model, overlap 64 px", growing))
+    if growing:
+        panels.append(("CEGate-Geo on growing scenes, nearly free model", growing))
     parts, top = [], 12
     for pair in (panels[n : n + 2] for n in range(0, len(panels), 2)):
         height = max(HEAD + ROW * len(bars) for _, bars in pair)
