@@ -51,8 +51,11 @@ def measure(words: Sequence[str | Path], *, environment: Mapping[str, str] | Non
             env={**os.environ, **(environment or {})},
         )  # fmt: skip
         tree = _Tree(psutil.Process(process.pid))
-        with tree:
-            code = process.wait()
+        try:
+            with tree:
+                code = process.wait()
+        finally:
+            process.kill()  # where this is interrupted
         seconds = time.perf_counter() - started
         if code:
             said.seek(0)

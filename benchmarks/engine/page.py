@@ -145,7 +145,7 @@ def _median(runs: Sequence[Mapping[str, float]], what: str) -> float:
     return statistics.median(run[what] for run in runs)
 
 
-WIDTH, PANEL, ROW, HEAD, GAP, NAME = 960, 470, 24, 46, 20, 168
+WIDTH, PANEL, ROW, HEAD, GAP, NAME = 960, 462, 24, 46, 20, 168
 
 
 def plot(results: Mapping[str, Any]) -> str:
@@ -168,7 +168,7 @@ def plot(results: Mapping[str, Any]) -> str:
     parts, top = [], 12
     for pair in (panels[n : n + 2] for n in range(0, len(panels), 2)):
         height = max(HEAD + ROW * len(bars) for _, bars in pair)
-        parts += [_panel(title, bars, x * (PANEL + GAP), top) for x, (title, bars) in enumerate(pair)]
+        parts += [_panel(title, bars, 8 + x * (PANEL + GAP), top) for x, (title, bars) in enumerate(pair)]
         top += height + GAP
     style = (
         f'text {{ font: 13px "Source Sans 3", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif; fill: {INK}; }} '
