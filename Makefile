@@ -2,6 +2,7 @@
 
 VENV ?= .venv
 QGIS_VENV ?= .venv-qgis
+BENCH_VENV ?= .venv-bench
 # The first that runs and is new enough; a name on the PATH may be a shim for a version that is not there.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
@@ -36,8 +37,15 @@ format: setup-dev ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup-dev ## Measure speed and memory side by side
-	$(BIN)/python benchmarks/throughput.py
+bench: setup-dev $(BENCH_VENV)/.deps-$(DEPS) ## Measure speed and memory beside GeoDeep and others, into docs/
+	$(BIN)/python benchmarks/engine --geodeep $(BENCH_VENV)/bin/geodeep $(BENCH_ARGS) --make-args '$(BENCH_ARGS)'
+
+# GeoDeep, pinned, so that figures can be compared; with scipy, which it uses where it is there.
+$(BENCH_VENV)/.deps-$(DEPS): | $(BIN)/python
+	@rm -rf $(BENCH_VENV)
+	@$(BIN)/python -m venv $(BENCH_VENV)
+	@$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile geodeep==0.9.13 scipy
+	@touch $@
 
 plugin: ## Build the QGIS plugin's zip into dist/
 	$(PYTHON) qgis_plugin/package.py dist
@@ -72,4 +80,4 @@ $(VENV)/.dev-$(DEPS): | setup
 	@rm -f $(VENV)/.dev-* && touch $@
 
 clean: ## Remove what was built, environments included
-	rm -rf $(VENV) $(QGIS_VENV) $(DEMO) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(QGIS_VENV) $(BENCH_VENV) $(DEMO) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

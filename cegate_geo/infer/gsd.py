@@ -113,13 +113,16 @@ class GroundMeasure:
         width = 4 * step
         knots = np.arange(window.row_off // step, (window.row_end - 1) // step + 2) * step + 0.5
         rows = np.arange(window.row_off, window.row_end) + 0.5
-        for block in range(window.col_off // width, (window.col_end - 1) // width + 1):
-            strip = Window(col_off=block * width, row_off=window.row_off, width=width, height=window.height)
-            middle = (strip.col_off + min(strip.col_end, self._shape[1])) / 2
-            areas = self.areas(np.full(len(knots), middle), np.minimum(knots, self._shape[0] - 0.5))
+        starts = np.arange(window.col_off // width, (window.col_end - 1) // width + 1) * width
+        middles = (starts + np.minimum(starts + width, self._shape[1])) / 2
+        points = np.meshgrid(middles, np.minimum(knots, self._shape[0] - 0.5), indexing="ij")
+        # All at once: a call of PROJ costs more than the points of a part.
+        areas = self.areas(points[0].ravel(), points[1].ravel()).reshape(points[0].shape)
+        for start, of_part in zip(starts.tolist(), areas, strict=True):
+            strip = Window(col_off=start, row_off=window.row_off, width=width, height=window.height)
             part = strip.intersection(window)
             if part is not None:
-                yield part, np.interp(rows, knots, areas)
+                yield part, np.interp(rows, knots, of_part)
 
     def _lattice_step(self) -> int:
         size = self._size

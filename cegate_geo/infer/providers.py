@@ -169,6 +169,8 @@ def _open_in_onnxruntime(path: Path, candidate: Candidate, *, threads: int) -> A
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.intra_op_num_threads = threads or usable_cores()
+    # Between calls its threads would go on turning, on cores that reading and stitching need.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     # On the CPU a second call would take all of the first one's memory again, in one piece, and be no faster for it.
     settings.enable_mem_pattern = name not in ("cpu", "directml")
     if name == "directml":  # it supports neither patterns nor this, and says so only when it runs

@@ -114,6 +114,7 @@ def winners(probabilities: FloatArray) -> tuple[npt.NDArray[np.unsignedinteger],
     index = np.zeros(best.shape, np.uint8 if len(probabilities) <= 256 else np.uint16)
     for channel in range(1, len(probabilities)):
         candidate = probabilities[channel]
-        np.copyto(index, index.dtype.type(channel), where=candidate > best)
+        # Later channels have higher numbers: the highest that ever rose above all before it is the winner.
+        np.maximum(index, (candidate > best) * index.dtype.type(channel), out=index)
         np.maximum(best, candidate, out=best)
     return index, best

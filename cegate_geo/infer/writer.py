@@ -23,6 +23,7 @@ from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CegateError
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
+from cegate_geo.infer.providers import usable_cores
 
 BLOCK_SIZE = 512
 """Side of the output's blocks in pixels. Shards are aligned to it."""
@@ -32,6 +33,8 @@ COG_BLOCK_BYTES = 3 * 2**19
 """What a block of a COG holds at most: it has all bands, and GDAL keeps several of each level of overviews."""
 OVERVIEW_PIXELS = 2**24
 """Pixels from which overviews are made at once."""
+COG_THREADS = 2
+"""Threads that make a COG of one band, at most; of several bands it is one, as each holds a chunk of all bands."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,9 +154,11 @@ def cog_block_size(kind: RasterKind) -> int:
 def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
     """Copy a raster to a cloud-optimised GeoTIFF with overviews.
 
-    Overviews are made by GDAL from chunks of full width, several of them in flight with several threads: in one thread,
-    of chunks that get lower where a raster is wide, they need the same memory for any raster and on any machine. Blocks
-    hold all bands: where these are many, blocks are small. LZW takes less memory than GDAL's own choice, ZSTD.
+    Overviews are made by GDAL from chunks of full width, several of them in flight with several threads: with few
+    threads, of chunks that get lower where a raster is wide, they need the same memory for any raster and on any
+    machine. Blocks hold all bands: where these are many, blocks are small. The overviews of one band are not compressed
+    on their way into the file: it costs more time and memory than it saves in room on the disk. For those of several,
+    LZW takes less memory than GDAL's own choice, ZSTD. None of this changes a byte of what comes out.
 
     Args:
         source: The raster. Where it has several bands, overviews are added to it: made on the way to the target, of all
@@ -162,6 +167,7 @@ def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
         kind: What it holds.
     """
     size = cog_block_size(kind)
+    threads = min(COG_THREADS, usable_cores()) if kind.count == 1 else 1
     with quiet_about_georeference(), rasterio.open(source) as raster:
         rows = min(BLOCK_SIZE, max(64, OVERVIEW_PIXELS // raster.width // 64 * 64))
         levels = overview_levels(raster.shape, size)
@@ -170,7 +176,7 @@ def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
         GDAL_OVR_CHUNKYSIZE=rows,
         GDAL_TIFF_OVR_BLOCKSIZE=BLOCK_SIZE,
         SPARSE_OK_OVERVIEW=True,
-        COG_TMP_COMPRESSION="LZW",
+        COG_TMP_COMPRESSION="NONE" if kind.count == 1 else "LZW",
         GDAL_CACHEMAX=COG_CACHE_BYTES,
     )
     with write_errors(target), quiet_about_georeference(), settings:
@@ -188,7 +194,7 @@ def make_cog(source: Path, target: Path, kind: RasterKind) -> None:
             overview_resampling=kind.resampling,
             overviews="AUTO",
             bigtiff="IF_SAFER",
-            num_threads="1",
+            num_threads=str(threads),
         )
 
 

@@ -6,10 +6,14 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 import rasterio
+from affine import Affine
+from rasterio.crs import CRS
 
 from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
+from cegate_geo.infer import writer
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.writer import RasterWriter, class_raster, cog_block_size, make_cog, probability_raster
 from tests import toy_models as toys
@@ -42,12 +46,12 @@ def test_a_mask_and_its_bands_survive_readers_that_press_on_the_cache(tmp_path: 
             values = random.integers(0, 255, (3, SIDE, SIDE)).astype(kind.dtype)
             valid = random.random((SIDE, SIDE)) > 0.3
             scratch, cog = tmp_path / f"scratch{n}.tif", tmp_path / f"cog{n}.tif"
-            with rasterio.Env(GDAL_CACHEMAX=1), RasterWriter(scratch, georeference, kind, tags={}) as writer:
+            with rasterio.Env(GDAL_CACHEMAX=1), RasterWriter(scratch, georeference, kind, tags={}) as target:
                 for row in range(0, SIDE, 200):
                     height = min(200, SIDE - row)
                     part = slice(row, row + height)
                     window = Window(col_off=0, row_off=row, width=SIDE, height=height)
-                    writer.write(window, values[:, part], valid=valid[part])
+                    target.write(window, values[:, part], valid=valid[part])
             make_cog(scratch, cog, kind)
             with rasterio.open(cog) as dataset:
                 np.testing.assert_array_equal(dataset.read(), values)
@@ -93,3 +97,22 @@ def test_blocks_of_a_cog_are_small_where_bands_are_many() -> None:
         sizes[count] = cog_block_size(kind)
     assert sizes == {2: 512, 6: 512, 7: 256, 19: 256, 60: 128, 200: 128}
     assert cog_block_size(class_raster(Legend.from_names(["a", "b"]))) == 512
+
+
+def test_threads_change_no_byte_of_a_cog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with one core and one with many write the same file."""
+    kind, random = class_raster(Legend.from_names(["a", "b", "c"])), np.random.default_rng(0)
+    values = random.integers(0, 3, (4, 90, 70), np.uint8)[0].repeat(40, axis=0).repeat(40, axis=1)
+    values[random.random(values.shape) < 0.05] = 255
+    place = Georeference(shape=values.shape, crs=CRS.from_epsg(32645), transform=Affine(0.1, 0, 3e5, 0, -0.1, 3e6))
+    with RasterWriter(tmp_path / "scratch.tif", place, kind, tags={}) as target:
+        target.write(Window.of_shape(values.shape), values)
+    found = []
+    for cores in (1, 2, 64):
+        monkeypatch.setattr(writer, "usable_cores", lambda cores=cores: cores)
+        make_cog(tmp_path / "scratch.tif", tmp_path / f"{cores}.tif", kind)
+        found.append((tmp_path / f"{cores}.tif").read_bytes())
+    assert found[0] == found[1] == found[2]
+    with rasterio.open(tmp_path / "64.tif") as dataset:
+        assert dataset.overviews(1) == [2, 4, 8]
+        np.testing.assert_array_equal(dataset.read(1), values)
