@@ -33,7 +33,8 @@ class SourceConfig:
     images: str
     """Path or glob pattern of rasters."""
     labels: str
-    """Polygons in any CRS, or class rasters: a path, or a pattern that gives one file per image in sorted order."""
+    """Polygons in any CRS, or class rasters: a path, a pattern that gives one file per image in sorted order, or a path
+    with `{}` for what the wildcards in the file name of `images` stand for: "a/*_sat.jpg" has "a/{}_mask.png"."""
     name: str = ""
     label_field: str = ""
     """Field of the polygons that holds the class name or id; empty: every polygon is `label_class`."""
@@ -52,8 +53,14 @@ class SourceConfig:
     """Bands, from 1, in the order red, green, blue."""
     nodata: tuple[float, ...] = ()
     """Value of holes that carry no flag, one per band or one for all."""
+    gsd_m: float | None = None
+    """Metres per pixel of rasters that do not say where they lie."""
     weight: float = 1.0
     """Share of the chips relative to other sources."""
+
+    def __post_init__(self) -> None:
+        if self.gsd_m is not None and not self.gsd_m > 0:
+            raise ConfigError(f"gsd_m = {self.gsd_m} is no size of a pixel.", hint="Give metres, more than 0.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
