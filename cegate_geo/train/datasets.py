@@ -96,16 +96,19 @@ def _potsdam(bands: str, folder: str) -> Dataset:
 
 
 def _vaihingen() -> Dataset:
-    def parts(*names: str) -> tuple[Part, ...]:
-        folder = "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE"
-        labels = f"{folder}/top_mosaic_09cm_area{{}}_noBoundary.tif"
-        return tuple(Part(images=f"top/top_mosaic_09cm_area{name}.tif", labels=labels) for name in names)
+    def parts(*numbers: tuple[str, str]) -> tuple[Part, ...]:
+        """Tens and, as a pattern, ones of the areas."""
+        area, folder = "top_mosaic_09cm_area", "ISPRS_semantic_labeling_Vaihingen_ground_truth_eroded_COMPLETE"
+        return tuple(
+            Part(images=f"top/{area}{tens}{ones}.tif", labels=f"{folder}/{area}{tens}{{}}_noBoundary.tif")
+            for tens, ones in numbers
+        )
 
     return _isprs(
         "ISPRS Vaihingen, infrared-red-green, 9 cm, 16 + 17 tiles; labels without boundaries",
         gsd_m=0.09,
-        train=parts("[1357]", "1[1357]", "2[1368]", "3[0247]"),
-        test=parts("[2468]", "1[0246]", "2[02479]", "3[1358]"),
+        train=parts(("", "[1357]"), ("1", "[1357]"), ("2", "[1368]"), ("3", "[0247]")),
+        test=parts(("", "[2468]"), ("1", "[0246]"), ("2", "[02479]"), ("3", "[1358]")),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from train_files import LEGEND, noise, write_raster
 
 from cegate_geo.cli.main import main
 from cegate_geo.errors import InputError, LabelError
@@ -17,8 +18,6 @@ from cegate_geo.train.config_file import build
 from cegate_geo.train.datasets import DATASETS, write_configuration
 from cegate_geo.train.regions import fill_template
 from cegate_geo.train.scenes import LabelledScene, open_scenes
-
-from .train_files import LEGEND, noise, write_raster
 
 ISPRS = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]
 """Colours in the order of the classes; black, the boundary, is none."""

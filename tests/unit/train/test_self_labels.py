@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from train_files import LEGEND, pixel_box, write_polygons, write_raster
 
 from cegate_geo.cli.main import main
 from cegate_geo.errors import CegateError, ConfigError, InputError, LabelError, OutputExistsError
 from cegate_geo.train.self_labels import KeepRule, Prediction, read_self_labels, write_self_labels
-
-from .train_files import LEGEND, pixel_box, write_polygons, write_raster
 
 IDS = (0, 1, 7)
 
