@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -126,11 +127,12 @@ def _one_voice(ranks: Ranks) -> Iterator[None]:
         try:
             yield
         except Exception as error:
+            if ranks.count > 1:  # the launcher ends all when one has ended, and some of them still have to talk
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            code = error.exit_code if isinstance(error, CegateError) else 1
             if not ranks.is_speaker():
-                ranks.hear()
-                code = error.exit_code if isinstance(error, CegateError) else 1
-                raise click.exceptions.Exit(code) from error
-            atexit.register(ranks.told)
+                raise click.exceptions.Exit(ranks.hear(code)) from error
+            atexit.register(ranks.told, code)
             raise
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -129,21 +129,19 @@ class Ranks:
         except RuntimeError:  # the store went with the process that kept it
             return True
 
-    def told(self) -> None:
-        """Say that the user was told."""
-        self._touch("told", wait=False)
+    def told(self, code: int) -> None:
+        """Say that the user was told, and with which exit code this process ends."""
+        if self._store is not None:
+            with suppress(RuntimeError):  # nobody is left to hear it
+                self._store.set("told", str(code))
 
-    def hear(self) -> None:
-        """Until the speaker has told the user."""
-        self._touch("told", wait=True)
-
-    def _touch(self, key: str, *, wait: bool) -> None:
-        if self._store is None:
-            return
+    def hear(self, code: int) -> int:
+        """Wait until the speaker has told the user; gives its exit code, or the given one if it takes too long."""
         try:
-            self._store.wait([key], TELLING) if wait else self._store.set(key, "1")
-        except RuntimeError:  # nobody is left, or it took too long: ending is all that remains
-            return
+            self._store.wait(["told"], TELLING)
+            return int(self._store.get("told"))
+        except RuntimeError:
+            return code
 
     @contextmanager
     def _lost(self) -> Iterator[None]:

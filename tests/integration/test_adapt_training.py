@@ -182,3 +182,29 @@ def test_a_run_is_exported_in_8_bits_calibrated_on_its_source(tmp_path: Path) ->
         return
     assert report.bytes < single.bytes
     assert report.miou["fp32"] - report.miou["int8"] <= 0.01
+
+
+def test_a_training_step_goes_back_to_the_shallowest_active_module_and_no_further(tmp_path: Path) -> None:
+    job = make_job(config(tmp_path, steps=4), tmp_path / "run", ranks=alone("cpu"), provenance=None)
+    blocks = list(job.run.segmenter.backbone.blocks)  # type: ignore[arg-type]
+    reached: list[int] = []
+
+    def watch(layer: int) -> None:
+        def on_forward(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda _: reached.append(layer))
+
+        blocks[layer].register_forward_hook(on_forward)
+
+    for layer in range(len(blocks)):
+        watch(layer)
+    deep = len(blocks) - 2
+    job.gate.load_state_dict({**job.gate.state_dict(), "active": [f"blocks.{deep}.semantic"]})
+    steps.take_step(job, 0, steps.read_batch(job, 0))
+    assert sorted(reached) == [deep, deep + 1]
+    reached.clear()
+    steps.choose_modules(job, 0)  # scoring needs the whole depth
+    assert min(reached) == 0
+    reached.clear()
+    steps.take_step(job, 1, steps.read_batch(job, 1))
+    assert min(reached) == min(key.layer for key in job.gate.active)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
             table["model"] |= {"head": "dpt-unet"}
         write_toml(folder / f"{name}.toml", table)
     done = subprocess.run(
-        launch(str(TOGETHER), "train", str(folder)), check=False, capture_output=True, text=True, timeout=300
+        launch(str(TOGETHER), "train", str(folder)), check=False, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     adapt(config(folder, batch_size=4, accumulate=2, weight_decay=0.1), folder / "alone", device="cpu")
@@ -117,23 +118,26 @@ def test_sums_means_and_parts_are_those_of_all_processes(together: Path) -> None
 def test_one_process_that_fails_ends_all_with_one_message(tmp_path: Path, how: str, code: int, says: str) -> None:
     write_toml(tmp_path / "settings.toml", to_table(config(tmp_path, steps=200)))
     done = subprocess.run(
-        launch(str(TOGETHER), how, str(tmp_path)), check=False, capture_output=True, text=True, timeout=300
+        launch(str(TOGETHER), how, str(tmp_path)), check=False, capture_output=True, text=True, timeout=500
     )
     told = [line for line in done.stderr.splitlines() if line.startswith("cegate-geo:")]
     assert len(told) == 1, done.stderr[-3000:]
     assert says in told[0]
     assert done.returncode != 0
     codes = [line.split()[2] for line in done.stderr.splitlines() if line.strip().startswith("exitcode")]
-    assert codes[-1] == (str(code) if how == "failed" else "-9")
+    assert set(codes) == ({str(code)} if how == "failed" else {str(code), "-9"})
 
 
 def test_the_command_line_trains_exports_and_is_cancelled_in_two_processes(tmp_path: Path) -> None:
     write_toml(tmp_path / "settings.toml", to_table(config(tmp_path, steps=3, validate_every=3)))
     words = ["-m", "cegate_geo", "adapt", str(tmp_path / "settings.toml"), "--device", "cpu"]
+    silent, speaking = os.pipe()  # the end of standard input would cancel
     done = subprocess.run(
         launch(*words, "--events", "jsonl", "-o", str(tmp_path / "run")),
-        check=False, stdin=subprocess.PIPE, capture_output=True, text=True, timeout=300,
+        check=False, stdin=silent, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
+    os.close(silent)
+    os.close(speaking)
     assert done.returncode == 0, done.stderr[-3000:]
     events = [json.loads(line)["event"] for line in done.stdout.splitlines()]
     assert (events.count("hello"), events.count("result"), events.count("error")) == (1, 1, 0)
