@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 
 from cegate_geo.errors import CegateError, ConfigError, InputError
 
@@ -28,6 +29,8 @@ PATIENCE = timedelta(days=1)
 """How long one process waits for another that lives. A dead one is seen at once: its connections are closed."""
 TELLING = timedelta(seconds=5)
 """How long a process stays for the one that tells what went wrong, so that the launcher does not end that one first."""
+FAILED, TOLD = "cegate-geo/failed", "cegate-geo/told"
+"""Keys of the store: how many came to an end with an error, and the exit code of the one that told the user."""
 BUCKET = 2**24
 """Gradients that are summed in one go, in numbers: the extra memory is bounded by this."""
 
@@ -125,7 +128,7 @@ class Ranks:
         if self._store is None:
             return True
         try:
-            return bool(self._store.add("failed", 1) == 1)
+            return bool(self._store.add(FAILED, 1) == 1)
         except RuntimeError:  # the store went with the process that kept it
             return True
 
@@ -133,13 +136,13 @@ class Ranks:
         """Say that the user was told, and with which exit code this process ends."""
         if self._store is not None:
             with suppress(RuntimeError):  # nobody is left to hear it
-                self._store.set("told", str(code))
+                self._store.set(TOLD, str(code))
 
     def hear(self, code: int) -> int:
         """Wait until the speaker has told the user; gives its exit code, or the given one if it takes too long."""
         try:
-            self._store.wait(["told"], TELLING)
-            return int(self._store.get("told"))
+            self._store.wait([TOLD], TELLING)
+            return int(self._store.get(TOLD))
         except RuntimeError:
             return code
 
@@ -178,7 +181,7 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
     if is_cuda:
         torch.cuda.set_device(torch.device(own))
     try:
-        store, index, count = next(iter(distributed.rendezvous("env://", timeout=PATIENCE)))
+        store, index, count = next(iter(rendezvous("env://", timeout=PATIENCE)))
         distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if is_cuda else "gloo", store=store, rank=index, world_size=count, timeout=PATIENCE
         )
@@ -187,9 +190,8 @@ def join_ranks(device: str = "auto") -> Iterator[Ranks]:
             f"The processes of this training do not find each other: {str(error).splitlines()[0][:200]}.",
             hint="Start them with torchrun; check MASTER_ADDR and MASTER_PORT.",
         ) from error
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     try:
-        yield Ranks(index=index, count=count, store=distributed.PrefixStore(f"cegate-geo/{attempt}", store), device=own)
+        yield Ranks(index=index, count=count, store=store, device=own)
     finally:
         distributed.destroy_process_group()
 
