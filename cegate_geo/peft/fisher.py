@@ -9,6 +9,7 @@ Several processes may score one part of the samples each: `total` then sums over
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -62,9 +63,9 @@ def fisher_scores(
     """
     sums = dict.fromkeys(toolbox.keys, 0.0)
     tally = _Tally(toolbox)
-    for gradients in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed, tally=tally):
-        for key, parts in gradients.items():
-            sums[key] += sum(float(part.double().square().sum()) for part in parts)
+    for _, squares in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed, tally=tally):
+        for key, square in squares.items():
+            sums[key] += square
     count = tally.close(total)
     if total is not None:
         summed = total(torch.tensor(list(sums.values()), dtype=torch.float64))
@@ -104,7 +105,7 @@ def gradient_norms(
         for key, module in toolbox.modules.items()
     }
     tally = _Tally(toolbox)
-    for gradients in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed, tally=tally):
+    for gradients, _ in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed, tally=tally):
         for key, parts in gradients.items():
             sums[key] = [a + b.double() for a, b in zip(sums[key], parts, strict=True)]
     count = tally.close(total)
@@ -138,8 +139,8 @@ def _sample_gradients(
     model: nn.Module | None,
     seed: int,
     tally: _Tally,
-) -> Iterator[dict[ModuleKey, list[Tensor]]]:
-    """Yield the gradients of all parameters of all modules for one sample after the other."""
+) -> Iterator[tuple[dict[ModuleKey, list[Tensor]], dict[ModuleKey, float]]]:
+    """Yield, one sample after the other, the gradients of all parameters of all modules, and the sums of squares."""
     names = [(key, parameter) for key, module in toolbox.modules.items() for parameter in module.parameters()]
     parameters = [parameter for _, parameter in names]
     if not parameters:
@@ -158,9 +159,10 @@ def _sample_gradients(
             if gradient is not None:
                 tally.reached.add(key.kind)
             gradients[key].append(torch.zeros_like(parameter) if gradient is None else gradient)
-        _check_finite(index, float(loss.detach()), gradients)
+        squares = {key: _square(parts) for key, parts in gradients.items()}
+        _check_finite(index, float(loss.detach()), squares)
         tally.count += 1
-        yield gradients
+        yield gradients, squares
 
 
 class _Tally:
@@ -190,9 +192,15 @@ class _Tally:
         return count
 
 
-def _check_finite(index: int, loss: float, gradients: Mapping[ModuleKey, Collection[Tensor]]) -> None:
-    for key, parts in gradients.items():
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
+def _square(parts: Collection[Tensor]) -> float:
+    """Sum of the squares of all numbers, in double precision, where those of single ones can't overflow."""
+    flat = torch.cat([part.reshape(-1) for part in parts]).double()
+    return float(flat.dot(flat))
+
+
+def _check_finite(index: int, loss: float, squares: Mapping[ModuleKey, float]) -> None:
+    for key, square in squares.items():
+        if not math.isfinite(square):
             raise CegateError(
                 f"The gradient of {key} for sample {index} is not finite (loss {loss:g}).",
                 hint="Lower the learning rate, or look for damaged pixels in the sample.",
