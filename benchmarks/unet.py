@@ -31,9 +31,9 @@ from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build, read_toml
 from cegate_geo.train.job import DATA_STREAM, collect_facts, read_areas
-from cegate_geo.train.loop import learning_rate, segmentation_loss
 from cegate_geo.train.onnx_graph import build_graph
 from cegate_geo.train.run_files import write_text
+from cegate_geo.train.steps import learning_rate, segmentation_loss
 from cegate_geo.train.unet import WIDTHS, UNet
 from cegate_geo.train.validation import validate
 
@@ -146,8 +146,8 @@ def train(run: Path, config: AdaptConfig, imagery: Path) -> None:
         for step in range(settings.steps):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * learning_rate(step, settings)
-            rng = np.random.default_rng([settings.seed, DATA_STREAM, step])
-            images, labels = sampler.batch(settings.batch_size, rng)
+            chips = [np.random.default_rng([settings.seed, DATA_STREAM, step, n]) for n in range(settings.batch_size)]
+            images, labels = sampler.batch(chips)
             model.train()
             loss = segmentation_loss(model(images), labels)
             optimizer.zero_grad(set_to_none=True)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cegate_geo.cli.events import EventStream, StepEvents, step_bar, watch_cancel
+from cegate_geo.errors import CegateError, CegateWarning
 
 if TYPE_CHECKING:
     from cegate_geo.train.loop import AdaptProgress, AdaptResult
+    from cegate_geo.train.ranks import Ranks
 
 
 @click.command("adapt", short_help="Adapt a backbone to labelled rasters and export a model.")
@@ -47,18 +54,38 @@ def command(
 
     RUN gets model.onnx, report.html, and what they were made from: config.json, result.json, adapter.safetensors,
     gate.jsonl, metrics.jsonl, pictures/, state/. Ctrl-C saves the state; --resume goes on from there.
+
+    On several GPUs, or machines with a folder that all of them see, start it with torchrun: torchrun --nproc-per-node 4
+    -m cegate_geo adapt CONFIG -o RUN/. Each process takes its part of every batch; the result is that of one.
     """
-    stream: EventStream | None = state.get("events") if events else None
+    is_first = os.environ.get("RANK", "0") == "0"
+    stream: EventStream | None = state.get("events") if events and is_first else None
     if stream is not None:
         stream.hello("adapt")  # before torch is loaded, which takes seconds
-    from cegate_geo.train.config import AdaptConfig
-    from cegate_geo.train.config_file import apply_overrides, build, read_toml
-    from cegate_geo.train.export import export_run
-    from cegate_geo.train.loop import adapt
     from cegate_geo.train.memory import keep_freed_memory
-    from cegate_geo.train.report import write_report
+    from cegate_geo.train.ranks import join_ranks
 
     keep_freed_memory()
+    with join_ranks(device) as ranks, _one_voice(ranks):
+        result = _adapt(config, run, overrides, resume=resume, stream=stream, ranks=ranks, options=options)
+    if ranks.is_first:
+        _export(run, result, stream)
+
+
+def _adapt(
+    config: Path | None,
+    run: Path,
+    overrides: tuple[str, ...],
+    *,
+    resume: bool,
+    stream: EventStream | None,
+    ranks: Ranks,
+    options: dict[str, Any],
+) -> AdaptResult:
+    from cegate_geo.train.config import AdaptConfig
+    from cegate_geo.train.config_file import apply_overrides, build, read_toml
+    from cegate_geo.train.loop import adapt
+
     table = apply_overrides(read_toml(config) if config is not None else _table(options), overrides)
     if options["seed"] is not None:
         table.setdefault("train", {})["seed"] = options["seed"]
@@ -66,9 +93,21 @@ def command(
     provenance = {"command": shlex.join(["cegate-geo", *sys.argv[1:]])}
     with step_bar(settings.train.steps) as bar, watch_cancel(stream) as cancelled:
         progress = StepEvents(stream, settings.train.steps) if stream is not None else _on_bar(bar)
-        result = adapt(
-            settings, run, resume=resume, device=device, progress=progress, cancelled=cancelled, provenance=provenance
+        return adapt(
+            settings,
+            run,
+            resume=resume,
+            progress=progress if ranks.is_first else None,
+            cancelled=cancelled,
+            provenance=provenance,
+            ranks=ranks,
         )
+
+
+def _export(run: Path, result: AdaptResult, stream: EventStream | None) -> None:
+    from cegate_geo.train.export import export_run
+    from cegate_geo.train.report import write_report
+
     report = export_run(run, run / "model.onnx")
     write_report(run)
     if stream is not None:
@@ -77,6 +116,24 @@ def command(
     if result.metrics is not None:
         click.echo(f"validation mIoU {result.metrics['miou']:.3f} at step {result.best_step}")
     click.echo(report.path)
+
+
+@contextmanager
+def _one_voice(ranks: Ranks) -> Iterator[None]:
+    """Of several processes that fail, the first to do so tells why; the others end after it, without a word."""
+    with warnings.catch_warnings():
+        if not ranks.is_first:
+            warnings.simplefilter("ignore", CegateWarning)
+        try:
+            yield
+        except Exception as error:
+            if ranks.count > 1:  # the launcher ends all when one has ended, and some of them still have to talk
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            code = error.exit_code if isinstance(error, CegateError) else 1
+            if not ranks.is_speaker():
+                raise click.exceptions.Exit(ranks.hear(code)) from error
+            atexit.register(ranks.told, code)
+            raise
 
 
 def _on_bar(bar: Callable[[int, str], None]) -> Callable[[AdaptProgress], None]:

@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("cegate_geo.cli.predict", "Predict a scene into a georeferenced mask."),
     "merge": ("cegate_geo.cli.merge", "Join the shards of a prediction."),
     "adapt": ("cegate_geo.cli.adapt", "Adapt a backbone to labelled rasters and export a model."),
+    "self-label": ("cegate_geo.cli.self_label", "Make labels of a prediction, where the model is sure."),
+    "dataset": ("cegate_geo.cli.dataset", "Write the configuration that reads a published dataset."),
     "export": ("cegate_geo.cli.export", "Export a run as one ONNX file with its manifest."),
     "evaluate": ("cegate_geo.cli.evaluate", "Compare a mask or a model with labels."),
     "benchmark": ("cegate_geo.cli.benchmark", "Methods x settings x seeds, with a table."),

@@ -3,10 +3,13 @@
 The score of a module is the sum over its scalar parameters of the mean over samples of the squared gradient of each
 sample's loss: squares first, then the mean. Scores are not divided by the number of parameters. Gradients are taken
 with `torch.autograd.grad`, one sample after the other, which leaves every `.grad` alone.
+
+Several processes may score one part of the samples each: `total` then sums over them, and all get the same scores.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +25,9 @@ from cegate_geo.peft.sites import ModuleKey
 
 Sample = TypeVar("Sample")
 
+Total = Callable[[Tensor], Tensor]
+"""The sum of a tensor over all processes that score, the same in each: `torch.distributed.all_reduce`, for example."""
+
 
 def fisher_scores(
     toolbox: Toolbox,
@@ -30,6 +36,7 @@ def fisher_scores(
     *,
     model: nn.Module | None = None,
     seed: int = 0,
+    total: Total | None = None,
 ) -> dict[ModuleKey, float]:
     """Score every module of a toolbox by its empirical Fisher information.
 
@@ -44,6 +51,7 @@ def fisher_scores(
         model: Whole model that `loss_fn` calls, decoder included: it is scored in evaluation mode, so that dropout
             is off and normalisation statistics stay. The toolbox's ViT if None.
         seed: Random state of each call of `loss_fn`.
+        total: Where the samples are those of one process among several, which may have none; None if they are all.
 
     Returns:
         Raw score of each module, in the order of `toolbox.keys`; see `normalise_scores`.
@@ -53,13 +61,16 @@ def fisher_scores(
         CegateError: A gradient is not finite.
         SiteError: No gradient reaches any module of a type: the loss does not depend on them.
     """
-    totals = dict.fromkeys(toolbox.keys, 0.0)
-    count = 0
-    for gradients in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed):
-        count += 1
-        for key, parts in gradients.items():
-            totals[key] += sum(float(part.double().square().sum()) for part in parts)
-    return {key: total / count for key, total in totals.items()}
+    sums = dict.fromkeys(toolbox.keys, 0.0)
+    tally = _Tally(toolbox)
+    for _, squares in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed, tally=tally):
+        for key, square in squares.items():
+            sums[key] += square
+    count = tally.close(total)
+    if total is not None:
+        summed = total(torch.tensor(list(sums.values()), dtype=torch.float64))
+        sums = dict(zip(sums, summed.tolist(), strict=True))
+    return {key: value / count for key, value in sums.items()}
 
 
 def gradient_norms(
@@ -69,6 +80,7 @@ def gradient_norms(
     *,
     model: nn.Module | None = None,
     seed: int = 0,
+    total: Total | None = None,
 ) -> dict[ModuleKey, float]:
     """Squared norm of the mean gradient of each module: the control that averages first and squares then.
 
@@ -78,6 +90,7 @@ def gradient_norms(
         loss_fn: As in `fisher_scores`.
         model: As in `fisher_scores`.
         seed: As in `fisher_scores`.
+        total: As in `fisher_scores`.
 
     Returns:
         Raw score of each module, in the order of `toolbox.keys`.
@@ -87,13 +100,17 @@ def gradient_norms(
         CegateError: As in `fisher_scores`.
         SiteError: As in `fisher_scores`.
     """
-    sums: dict[ModuleKey, list[Tensor]] = {}
-    count = 0
-    for gradients in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed):
-        count += 1
+    sums = {
+        key: [torch.zeros_like(p, dtype=torch.float64) for p in module.parameters()]
+        for key, module in toolbox.modules.items()
+    }
+    tally = _Tally(toolbox)
+    for gradients, _ in _sample_gradients(toolbox, samples, loss_fn, model=model, seed=seed, tally=tally):
         for key, parts in gradients.items():
-            doubles = [part.double() for part in parts]
-            sums[key] = [a + b for a, b in zip(sums[key], doubles, strict=True)] if key in sums else doubles
+            sums[key] = [a + b.double() for a, b in zip(sums[key], parts, strict=True)]
+    count = tally.close(total)
+    if total is not None:
+        sums = {key: [total(part) for part in parts] for key, parts in sums.items()}
     return {key: sum(float((part / count).square().sum()) for part in sums[key]) for key in toolbox.keys}
 
 
@@ -121,14 +138,13 @@ def _sample_gradients(
     *,
     model: nn.Module | None,
     seed: int,
-) -> Iterator[dict[ModuleKey, list[Tensor]]]:
-    """Yield the gradients of all parameters of all modules for one sample after the other."""
+    tally: _Tally,
+) -> Iterator[tuple[dict[ModuleKey, list[Tensor]], dict[ModuleKey, float]]]:
+    """Yield, one sample after the other, the gradients of all parameters of all modules, and the sums of squares."""
     names = [(key, parameter) for key, module in toolbox.modules.items() for parameter in module.parameters()]
     parameters = [parameter for _, parameter in names]
     if not parameters:
         raise InputError("The toolbox is empty: there is nothing to score.", hint="Attach modules first.")
-    reached: set[str] = set()
-    index = -1
     for index, sample in enumerate(samples):
         with _scoring(toolbox, toolbox.vit if model is None else model, seed=seed):
             loss = loss_fn(sample)
@@ -141,23 +157,50 @@ def _sample_gradients(
         gradients: dict[ModuleKey, list[Tensor]] = {key: [] for key in toolbox.keys}
         for (key, parameter), gradient in zip(names, found, strict=True):
             if gradient is not None:
-                reached.add(key.kind)
+                tally.reached.add(key.kind)
             gradients[key].append(torch.zeros_like(parameter) if gradient is None else gradient)
-        _check_finite(index, float(loss.detach()), gradients)
-        yield gradients
-    if index < 0:
-        raise InputError("There is no sample to score with.", hint="Give at least one; 16 is usual.")
-    missed = sorted({key.kind for key in toolbox.keys} - reached)
-    if missed:
-        raise SiteError(
-            f"No gradient reaches any module of the kind {', '.join(missed)}: the loss does not depend on them.",
-            hint="Check that loss_fn calls the ViT that carries the toolbox, through its blocks.",
-        )
+        squares = {key: _square(parts) for key, parts in gradients.items()}
+        _check_finite(index, float(loss.detach()), squares)
+        tally.count += 1
+        yield gradients, squares
 
 
-def _check_finite(index: int, loss: float, gradients: Mapping[ModuleKey, Collection[Tensor]]) -> None:
-    for key, parts in gradients.items():
-        if not all(bool(torch.isfinite(part).all()) for part in parts):
+class _Tally:
+    """What was scored: how many samples, and which kinds of modules their gradients reach."""
+
+    def __init__(self, toolbox: Toolbox) -> None:
+        self.count = 0
+        self.reached: set[str] = set()
+        self._kinds = {key.kind for key in toolbox.keys}
+
+    def close(self, total: Total | None) -> int:
+        """Number of samples of all processes.
+
+        Raises:
+            InputError: If there was none.
+            SiteError: If this process had some, and they reach no module of a kind.
+        """
+        missed = sorted(self._kinds - self.reached)
+        if self.count and missed:
+            raise SiteError(
+                f"No gradient reaches any module of the kind {', '.join(missed)}: the loss does not depend on them.",
+                hint="Check that loss_fn calls the ViT that carries the toolbox, through its blocks.",
+            )
+        count = self.count if total is None else int(total(torch.tensor([self.count])))
+        if not count:
+            raise InputError("There is no sample to score with.", hint="Give at least one; 16 is usual.")
+        return count
+
+
+def _square(parts: Collection[Tensor]) -> float:
+    """Sum of the squares of all numbers, in double precision, where those of single ones can't overflow."""
+    flat = torch.cat([part.reshape(-1) for part in parts]).double()
+    return float(flat.dot(flat))
+
+
+def _check_finite(index: int, loss: float, squares: Mapping[ModuleKey, float]) -> None:
+    for key, square in squares.items():
+        if not math.isfinite(square):
             raise CegateError(
                 f"The gradient of {key} for sample {index} is not finite (loss {loss:g}).",
                 hint="Lower the learning rate, or look for damaged pixels in the sample.",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.peft.attach import Gradients, Inactive, Toolbox
-from cegate_geo.peft.fisher import fisher_scores, gradient_norms, normalise_scores
+from cegate_geo.peft.fisher import Total, fisher_scores, gradient_norms, normalise_scores
 from cegate_geo.peft.sites import ModuleKey
 
 Sample = TypeVar("Sample")
@@ -191,7 +191,14 @@ class Gate:
             return True
         return self.policy != "fixed" and step % self.config.every == 0
 
-    def rescore(self, step: int, samples: Iterable[Sample], loss_fn: Callable[[Sample], Tensor]) -> Selection:
+    def rescore(
+        self,
+        step: int,
+        samples: Iterable[Sample],
+        loss_fn: Callable[[Sample], Tensor],
+        *,
+        total: Total | None = None,
+    ) -> Selection:
         """Score all modules and choose those to train from now on.
 
         Nothing of the model changes but which modules are active; see `fisher_scores`.
@@ -200,6 +207,7 @@ class Gate:
             step: Training step before which this happens.
             samples: Samples to score with, one at a time. Not touched where the policy measures nothing.
             loss_fn: Task loss of one sample.
+            total: Where the samples are those of one process among several; see `fisher_scores`.
 
         Returns:
             The selection, also added to the history.
@@ -212,7 +220,7 @@ class Gate:
         raw: dict[ModuleKey, float] = {}
         if self.policy in ("fisher", "fixed", "grad-norm"):
             measure = gradient_norms if self.policy == "grad-norm" else fisher_scores
-            raw = measure(self.toolbox, samples, loss_fn, model=self._model, seed=self.seed)
+            raw = measure(self.toolbox, samples, loss_fn, model=self._model, seed=self.seed, total=total)
         scores = normalise_scores(raw)
         self._apply(self._choose(step, scores))
         selection = Selection(step=step, active=self._active, scores=scores, raw_scores=raw)

@@ -145,11 +145,12 @@ class ChipSampler:
         picture = photometric(np.ascontiguousarray(image), strength=self.photometric, rng=rng)
         return picture, np.ascontiguousarray(labels).astype(np.int64)
 
-    def batch(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (count, 3, crop, crop) float32 in 0-1 units, labels (count, crop, crop) int64."""
+    def batch(self, generators: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """A chip from each generator: images (N, 3, crop, crop) float32 in 0-1 units, labels (N, crop, crop) int64."""
+        count = len(generators)
         images = np.empty((count, 3, self.crop, self.crop), np.float32)
         labels = np.empty((count, self.crop, self.crop), np.int64)
-        for n in range(count):
+        for n, rng in enumerate(generators):
             images[n], labels[n] = self.sample(rng)
         return torch.from_numpy(images), torch.from_numpy(labels)
 

@@ -33,7 +33,8 @@ class SourceConfig:
     images: str
     """Path or glob pattern of rasters."""
     labels: str
-    """Polygons in any CRS, or class rasters: a path, or a pattern that gives one file per image in sorted order."""
+    """Polygons in any CRS, or class rasters: a path, a pattern that gives one file per image in sorted order, or a path
+    with `{}` for what the wildcards in the file name of `images` stand for: "a/*_sat.jpg" has "a/{}_mask.png"."""
     name: str = ""
     label_field: str = ""
     """Field of the polygons that holds the class name or id; empty: every polygon is `label_class`."""
@@ -52,8 +53,59 @@ class SourceConfig:
     """Bands, from 1, in the order red, green, blue."""
     nodata: tuple[float, ...] = ()
     """Value of holes that carry no flag, one per band or one for all."""
+    gsd_m: float | None = None
+    """Metres per pixel of rasters that do not say where they lie."""
     weight: float = 1.0
     """Share of the chips relative to other sources."""
+
+    def __post_init__(self) -> None:
+        if self.gsd_m is not None and not self.gsd_m > 0:
+            raise ConfigError(f"gsd_m = {self.gsd_m} is no size of a pixel.", hint="Give metres, more than 0.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetConfig:
+    """[[target]]: unlabelled rasters of where the model is to work; see `SelfTrainingConfig`."""
+
+    images: str
+    """Path or glob pattern of rasters."""
+    name: str = ""
+    aoi: str = ""
+    """Polygons of the area that is used."""
+    leave_out: str = ""
+    """Polygons of what is not: places to measure on, above all."""
+    bands: tuple[int, ...] = (1, 2, 3)
+    """Bands, from 1, in the order red, green, blue."""
+    nodata: tuple[float, ...] = ()
+    """Value of holes that carry no flag, one per band or one for all."""
+    remap: Mapping[str, str] = field(default_factory=dict)
+    """Class of the teacher → class name here, or "ignore"; needed where the teacher's classes have other names."""
+    weight: float = 1.0
+    """Share of the chips relative to other targets."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTrainingConfig:
+    """[self_training]: where a teacher is sure of what it sees in the targets, its predictions are labels.
+
+    Labels are made before the first step, into `targets/` of the run; nothing of the targets is used for validation.
+    """
+
+    teacher: str = ""
+    """ONNX file, or folder of a run that was exported: usually one that was adapted to the same sources."""
+    threshold: float = 0.9
+    """Least probability of the winning class."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    """Class of the teacher → its own threshold."""
+    share: float = 1.0
+    """At most this share of the predicted pixels of each class is kept: the surest, so that classes that are hard to be
+    sure of are not crowded out. 1 keeps all above the threshold."""
+    weight: float = 0.5
+    """Share of the chips that come from targets."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < 1:
+            raise ConfigError(f"self_training.weight = {self.weight} is no share.", hint="It lies between 0 and 1.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,11 +256,14 @@ class AdaptConfig:
     colors: Mapping[str, str] = field(default_factory=dict)
     """Class name → '#rrggbb'."""
     validation: tuple[SourceConfig, ...] = ()
+    target: tuple[TargetConfig, ...] = ()
+    """Unlabelled rasters that are learned from by the predictions of a teacher."""
     style: tuple[UnlabelledSource, ...] = ()
     """Unlabelled rasters of other places, seasons or sensors: their looks are put on the chips."""
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    self_training: SelfTrainingConfig = field(default_factory=SelfTrainingConfig)
     name: str = "model"
     """Name in the manifest."""
     description: str = ""
@@ -218,6 +273,11 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("There is no [[source]].", hint="Add one with images = '...' and labels = '...'.")
+        if self.target and not self.self_training.teacher:
+            raise ConfigError(
+                "There is a [[target]], but no self_training.teacher.",
+                hint="Adapt without targets first, and name that run's folder as the teacher; or name an ONNX file.",
+            )
 
     @property
     def legend(self) -> Legend:

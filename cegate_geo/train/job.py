@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,17 @@ import torch
 
 from cegate_geo import __version__
 from cegate_geo.domain.confusion import Metrics
-from cegate_geo.errors import InputError
+from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.peft import Gate, GateConfig, build_gate
 from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
+from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.run import Run, new_run
 from cegate_geo.train.scenes import LabelledScene, open_scenes
-from cegate_geo.train.splits import Area, split_scenes, whole
+from cegate_geo.train.splits import Area, apart, split_scenes, whole
 from cegate_geo.train.styles import StylePool
+from cegate_geo.train.targets import open_targets
 from cegate_geo.train.validation import Tile, choose_precision
 
 DATA_STREAM, SCORE_STREAM, STYLE_STREAM = 0, 1, 2
@@ -36,9 +41,13 @@ class Job:
     optimizer: torch.optim.Optimizer
     sampler: ChipSampler
     tiles: list[Tile]
-    """Validation tiles, in memory."""
+    """Validation tiles of this process, in memory."""
+    has_validation: bool
+    """Whether any process has tiles."""
     device: str
     precision: str
+    ranks: Ranks
+    """The processes that train together."""
     miou: float | None = None
     """Mean IoU of the last validation, since the run was started or resumed."""
     best: float = -1.0
@@ -51,6 +60,17 @@ class Job:
     """Steps at whose validation the model said one class everywhere."""
     seconds: float = 0.0
     """Time that the run took before it was resumed."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of `seconds` by what they went into beside the steps: see `timed`."""
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the seconds of the block to `spent`: "waiting" for chips, "scoring" with its chips, "validation"."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent[what] = self.spent.get(what, 0.0) + time.perf_counter() - began
 
 
 def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], list[Area]]:
@@ -73,22 +93,31 @@ def read_tiles(areas: list[Area], side: int) -> list[Tile]:
     return [read_tile(area, window) for area, window in validation_tiles(areas, crop=side)]
 
 
-def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict[str, Any] | None) -> Job:
+def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dict[str, Any] | None) -> Job:
     """Read the data and build the model of a run.
 
     Args:
         config: What to do.
-        folder: Folder of the run.
-        device: torch device, or "auto".
+        folder: Folder of the run, in which the targets are labelled.
+        ranks: The processes that train together.
         provenance: Extra facts for the manifest.
 
     Raises:
         InputError: If the data can't be used.
+        ConfigError: If a batch can't be shared between the processes.
     """
+    parts = ranks.count * config.train.accumulate
+    if config.train.batch_size % parts:
+        raise ConfigError(
+            f"{ranks.count} processes and accumulate={config.train.accumulate} don't divide "
+            f"batch_size={config.train.batch_size}.",
+            hint=f"Set train.batch_size to a multiple of {parts}.",
+        )
+    device = ranks.device
     scenes, training, held_out = read_areas(config)
+    targets = open_targets(config, folder, scenes)
+    training += apart(targets, held_out, buffer=config.train.crop // 8)
     settings, peft = config.train, config.peft
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(settings.seed)
     run = new_run(folder, config)
     run.segmenter.to(device)
@@ -109,7 +138,7 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
         styles=_read_styles(config),
         style=settings.style,
     )
-    tiles = read_tiles(held_out, config.model.tile_size)
+    places = validation_tiles(held_out, crop=config.model.tile_size)
     run.facts = collect_facts(config, scenes, sampler, provenance)
     return Job(
         run=run,
@@ -117,8 +146,10 @@ def make_job(config: AdaptConfig, folder: Path, *, device: str, provenance: dict
         ema=Ema([*run.trained_parameters(), *run.running_statistics()], decay=settings.ema),
         optimizer=_optimizer(run, settings),
         sampler=sampler,
-        tiles=tiles,
+        tiles=[read_tile(*places[n]) for n in ranks.part(len(places))],
+        has_validation=bool(places),
         device=device,
+        ranks=ranks,
         precision=choose_precision(settings.precision, device),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.labels import ClassMap, LabelReader, Labels
 from cegate_geo.train.polygons import PixelPolygons, PolygonLabels, Polygons, is_vector, read_polygons
 
+HERE = "{}"
+"""In `labels`: what the wildcards in the file name of `images` stand for."""
 STRIP_ROWS = 512
 """Rows that are read at once where a whole raster is gone through."""
 
@@ -61,9 +64,11 @@ class LabelFiles:
 
     def __init__(self, config: SourceConfig, legend: Legend, *, count: int) -> None:
         self._config, self._classes = config, ClassMap(legend, config.remap)
-        self._files = [Path(config.labels)] if "|" in config.labels else expand(config.labels)
+        self._files: list[Path] = []
+        if not self._is_template:
+            self._files = [Path(config.labels)] if "|" in config.labels else expand(config.labels)
         self._is_shared = len(self._files) == 1 and is_vector(self._files[0])
-        if len(self._files) != count and not self._is_shared:
+        if len(self._files) != count and not self._is_shared and not self._is_template:
             raise LabelError(
                 f"{config.images!r} gives {count} rasters, {config.labels!r} gives {len(self._files)} label files.",
                 hint="Give one label file for each raster, or one vector file for all.",
@@ -86,8 +91,23 @@ class LabelFiles:
             window = window.intersection(aoi.extent) if aoi.extent is not None else None
         if window is None:
             return None
-        labels = self._read(self._files[0] if self._is_shared else self._files[number], grid, raster)
+        labels = self._read(self._file_of(number, raster), grid, raster)
         return RegionLabels(labels=labels, window=window.intersection(labels.extent) or window, aoi=aoi)
+
+    @property
+    def _is_template(self) -> bool:
+        return HERE in self._config.labels
+
+    def _file_of(self, number: int, raster: Path) -> Path:
+        if not self._is_template:
+            return self._files[0] if self._is_shared else self._files[number]
+        path = fill_template(self._config.labels, self._config.images, raster)
+        if not path.is_file():
+            raise LabelError(
+                f"{raster} has no labels: there is no {path}.",
+                hint="Leave the raster out of images, or add its labels.",
+            )
+        return path
 
     def _read(self, path: Path, grid: RasterGrid, raster: Path) -> LabelReader:
         if not is_vector(path):
@@ -115,6 +135,31 @@ class LabelFiles:
                 f"No polygon of {self._config.labels!r} lies in any raster of {self._config.images!r}.",
                 hint="Check the CRS of both.",
             )
+
+
+def fill_template(labels: str, images: str, raster: Path) -> Path:
+    """The label file of a raster: `{}` in `labels` is what the wildcards in the file name of `images` stand for.
+
+    From the first wildcard to the last, with what is between; what `glob.escape` makes of a character is none.
+
+    Example:
+        >>> fill_template("gt/{}_mask.png", "sat/tile_*_sat.jpg", Path("sat/tile_4_7_sat.jpg")).name
+        '4_7_mask.png'
+
+    Raises:
+        LabelError: If the file name of `images` has no wildcard.
+    """
+    pattern = Path(images).name
+    wild = [m for m in re.finditer(r"\*+|\?|\[[^\]]+\]", pattern) if not re.fullmatch(r"\[[*?[]\]", m[0])]
+    if not wild:
+        raise LabelError(f"{labels!r} has {HERE}, but {images!r} no wildcard in its file name.", hint="Use a pattern.")
+    before, after = _unescaped(pattern[: wild[0].start()]), _unescaped(pattern[wild[-1].end() :])
+    found = raster.name[len(before) : len(raster.name) - len(after)]
+    return Path(_unescaped(labels).replace(HERE, found))
+
+
+def _unescaped(pattern: str) -> str:
+    return re.sub(r"\[([*?[])\]", r"\1", pattern)
 
 
 def _chosen_window(config: SourceConfig, grid: RasterGrid) -> Window | None:

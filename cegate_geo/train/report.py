@@ -44,6 +44,12 @@ from cegate_geo.train.run_log import RunLog, read_run_log
 CONFUSION_COLOR = "#2f6f9f"
 LOSS_COLOR = "#7d8790"
 CURVE_POINTS = 300
+SPENT = {
+    "waiting": "waiting for chips",
+    "scoring": "scoring for the gate, its chips included",
+    "validation": "validation",
+}
+"""What `job.timed` measures, in words."""
 
 
 def write_report(folder: Path) -> Path:
@@ -81,6 +87,7 @@ def render(log: RunLog) -> str:
         _head(log, settings, title),
         section("Course of the training", _curves(log)),
         section("The gate", _gate(log, settings)),
+        section("Self-training", _self_training(log)),
         section("Classes", _classes(log, settings.legend)),
         section("Held-out tiles", _pictures(log, settings.legend)),
         section("Sizes and time", _sizes(log)),
@@ -155,6 +162,31 @@ def _gate(log: RunLog, settings: AdaptConfig) -> str:
             card("Scores by type and block", scores + note) if scores else "",
         )
     )
+
+
+def _self_training(log: RunLog) -> str:
+    told = (log.result.get("facts") or {}).get("self_training")
+    if not told:
+        return ""
+    intro = (
+        f"<p>{told['weight']:.0%} of the chips come from targets without labels. Where {escape(told['teacher'])} was "
+        "sure of what it saw there, its predictions were taken for labels; none of them validates.</p>"
+    )
+    head = ["class of the teacher", "predicted pixels", "kept", "share kept in %", "from a probability of"]
+    cards = []
+    for target in told["targets"]:
+        rows = [
+            [
+                c["name"],
+                f"{c['predicted']:,}",
+                f"{c['kept']:,}",
+                _percent(c["kept"] / c["predicted"] if c["predicted"] else None),
+                f"{c['least']:.2f}",
+            ]
+            for c in target["classes"]
+        ]
+        cards.append(card(target["name"], table(head, rows)))
+    return intro + row(*cards)
 
 
 def _classes(log: RunLog, names: Legend) -> str:
@@ -241,15 +273,18 @@ def _sizes(log: RunLog) -> str:
             rows.append((name, f"{(folder / name).stat().st_size / 1e6:.2f} MB"))
     if result.get("seconds") is not None:
         rows.append(("time", f"{result['seconds']:.0f} s for {max(log.losses, default=0)} steps"))
-    rows += [(key, result[key]) for key in ("device", "precision") if key in result]
+    for what, seconds in (result.get("spent_seconds") or {}).items():
+        rows.append((f"of it {SPENT.get(what, what)}", f"{seconds:.1f} s"))
+    rows += [(key, result[key]) for key in ("device", "processes", "precision") if key in result]
     return card("As it was run", table([], rows, text=True)) if rows else ""
 
 
 def _settings(log: RunLog) -> str:
-    tables = {key: value for key, value in log.config.items() if isinstance(value, Mapping)}
+    unused = () if log.config.get("target") else ("self_training",)
+    tables = {key: value for key, value in log.config.items() if isinstance(value, Mapping) and key not in unused}
     plain = {key: value for key, value in log.config.items() if not isinstance(value, Mapping | list) and value}
     parts = [card(name, table([], list(_flat(value)), text=True)) for name, value in tables.items() if value]
-    for name in ("source", "validation"):
+    for name in ("source", "validation", "target"):
         for n, entry in enumerate(log.config.get(name) or []):
             parts.append(card(f"{name} {n + 1}", table([], list(_flat(entry)), text=True)))
     parts.insert(0, card("run", table([], list(plain.items()), text=True)) if plain else "")

@@ -23,6 +23,8 @@ from cegate_geo.train.regions import LabelFiles, RegionLabels, strips
 BAND_NAMES = ("red", "green", "blue")
 HELD_MARGIN = 512
 """Pixels around the labelled part that are held with it: what chips at its edge look at."""
+MANY = 100
+"""Rasters of a source beyond which their files are closed between reads: a process may have only so many open."""
 BYTES_PER_PIXEL = 5
 """Three bands, validity, labels."""
 
@@ -38,8 +40,8 @@ class PixelReader:
         self._scene: Scene | None = None
         georeference = self._open().georeference
         self.grid = georeference.grid
-        self.gsd_m = GroundMeasure(georeference).size().gsd_m if georeference.crs else None
-        """Metres per pixel at the centre, geodesic, geometric mean of both axes; None without CRS."""
+        self.gsd_m = GroundMeasure(georeference).size().gsd_m if georeference.crs else config.gsd_m
+        """Metres per pixel at the centre, geodesic, geometric mean of both axes; as stated without CRS, or None."""
 
     def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         """(3, H, W) uint8 and (H, W) valid of a window within the raster."""
@@ -70,21 +72,30 @@ class LabelledScene:
         labels: Its labels, on its grid.
         classes: Number of classes K.
         budget: Bytes that it may hold in memory; if the labelled part does not fit, it is read from the file.
+        stays_open: Whether files that are read from again and again stay open between.
     """
 
     band_names = BAND_NAMES
 
-    def __init__(self, name: str, pixels: PixelReader, labels: RegionLabels, *, classes: int, budget: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        pixels: PixelReader,
+        labels: RegionLabels,
+        *,
+        classes: int,
+        budget: int,
+        stays_open: bool = True,
+    ) -> None:
         self.name, self.grid, self.weight = name, pixels.grid, 1.0
         self._pixels, self._labels, self._classes = pixels, labels, classes
-        self._lock = threading.RLock()
+        self._lock, self._stays_open = threading.RLock(), stays_open
         self.extent, self.class_counts = self._survey()
         around = self.extent.expanded(HELD_MARGIN).intersection(self.grid.window)
         self._held: Window | None = around if around and around.area * BYTES_PER_PIXEL <= budget else None
         self._memory: tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels] | None = None
-        if self._held is not None:
-            pixels.close()
-            labels.close()
+        if self._held is not None or not stays_open:
+            self._close()
 
     @property
     def held_bytes(self) -> int:
@@ -93,7 +104,7 @@ class LabelledScene:
 
     @property
     def gsd_m(self) -> float | None:
-        """Metres per pixel at the centre, geodesic, geometric mean of both axes; None without CRS."""
+        """Metres per pixel at the centre, geodesic, geometric mean of both axes; as stated without CRS, or None."""
         return self._pixels.gsd_m
 
     def image(self, window: Window) -> npt.NDArray[np.uint8]:
@@ -123,7 +134,11 @@ class LabelledScene:
     def _read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
         if self._held is None or not self._held.contains(window):
             with self._lock:
-                return self._read_file(window)
+                try:
+                    return self._read_file(window)
+                finally:
+                    if not self._stays_open:
+                        self._close()
         with self._lock:
             if self._memory is None:
                 self._memory = self._load(self._held)
@@ -143,9 +158,12 @@ class LabelledScene:
         for strip in strips(held):
             rows, _ = strip.slices(held)
             image[:, rows], valid[rows], labels[rows] = self._read_file(strip)
+        self._close()
+        return image, valid, labels
+
+    def _close(self) -> None:
         self._pixels.close()
         self._labels.close()
-        return image, valid, labels
 
     def _survey(self) -> tuple[Window, npt.NDArray[np.int64]]:
         """The smallest window that holds all labels, and pixels per class. Reads the whole label file once."""
@@ -195,7 +213,9 @@ def open_scenes(config: SourceConfig, legend: Legend, *, cache_mb: int = 1024) -
             empty.append(path.name)
             pixels.close()
             continue
-        scenes.append(LabelledScene(path.name, pixels, labels, classes=len(legend), budget=budget))
+        stays_open = len(images) <= MANY
+        scene = LabelledScene(path.name, pixels, labels, classes=len(legend), budget=budget, stays_open=stays_open)
+        scenes.append(scene)
         budget -= scenes[-1].held_bytes
     if not scenes:
         raise LabelError(

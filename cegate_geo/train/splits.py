@@ -133,6 +133,27 @@ def split_scenes(
     return training, validation
 
 
+def apart(scenes: Sequence[LabelledScene], held_out: Sequence[Area], *, buffer: int) -> list[Area]:
+    """All labelled pixels of scenes but those on the ground of held-out areas; scenes without any are missing.
+
+    Args:
+        scenes: With a CRS, or nothing of them counts as held out.
+        held_out: Areas of other scenes.
+        buffer: Pixels around each of them that are left out, too.
+    """
+    found = []
+    for scene in scenes:
+        near = [
+            _near(_Block(scene=1, window=w, counts=scene.class_counts), 0, (scene, area.scene), buffer)
+            for area in held_out
+            for w in area.allowed
+        ]
+        area = Area(scene=scene, allowed=(scene.extent,), excluded=tuple(w for w in near if w is not None))
+        if has_labels(area):
+            found.append(area)
+    return found
+
+
 def has_labels(area: Area) -> bool:
     """Whether any pixel is labelled."""
     return any((area.labels(w) != IGNORE_INDEX).any() for w in _blocks(area.extent, 512))

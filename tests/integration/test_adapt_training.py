@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError, ParityError
-from cegate_geo.train import loop
+from cegate_geo.train import loop, steps
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.export import export_run
 from cegate_geo.train.job import make_job
 from cegate_geo.train.loop import adapt
+from cegate_geo.train.ranks import alone
 from cegate_geo.train.run import load_run
 
 from .test_adapt import config, lines
@@ -44,9 +45,9 @@ def test_parts_weigh_by_their_labelled_pixels() -> None:
     logits, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4, 8, 8))
     labels[0] = 255
     labels[1, :7] = 255
-    whole = loop.segmentation_loss(logits, labels)
+    whole = steps.segmentation_loss(logits, labels)
     count = int((labels != 255).sum())
-    parts = [loop.segmentation_loss(logits[n : n + 1], labels[n : n + 1], pixels=count) for n in range(4)]
+    parts = [steps.segmentation_loss(logits[n : n + 1], labels[n : n + 1], pixels=count) for n in range(4)]
     torch.testing.assert_close(sum(parts), whole)
     assert float(parts[0]) == 0
 
@@ -80,7 +81,7 @@ def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, mo
     assert max(e["step"] for e in entries) == 7  # type: ignore[type-var]
     assert json.loads((tmp_path / "run" / "state" / "state.json").read_text(encoding="utf-8"))["step"] == 8
     before = weights(tmp_path / "run")
-    monkeypatch.setattr(loop, "_step", lambda *_: pytest.fail("a run that stopped early trains no more"))
+    monkeypatch.setattr(loop, "take_step", lambda *_: pytest.fail("a run that stopped early trains no more"))
     adapt(settings, tmp_path / "run", device="cpu", resume=True)
     assert all(torch.equal(before[k], v) for k, v in weights(tmp_path / "run").items())
 
@@ -104,7 +105,7 @@ def test_a_run_resumed_between_two_selections_goes_on_to_the_bit(tmp_path: Path,
 
 def test_a_model_that_says_one_class_everywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "COLLAPSE_AFTER", 0)
-    monkeypatch.setattr(loop, "segmentation_loss", _always_the_first_class)
+    monkeypatch.setattr(steps, "segmentation_loss", _always_the_first_class)
     with pytest.warns(CollapseWarning, match="one class everywhere"):
         adapt(config(tmp_path, steps=6, validate_every=6, lr=5e-2, ema=0.0), tmp_path / "run", device="cpu")
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
@@ -130,7 +131,7 @@ def test_what_is_no_number_ends_the_run_before_it_reaches_the_weights(
         corner = logits[0, 0, 0, 0]
         return loss * float("nan") if where == "loss" else loss + 0 * (corner - corner.detach()).sqrt()
 
-    monkeypatch.setattr(loop, "segmentation_loss", broken)
+    monkeypatch.setattr(steps, "segmentation_loss", broken)
     settings = config(tmp_path, steps=6, validate_every=2, save_every=2)
     with pytest.raises(CegateError, match=f"The {where} is nan at step 2"):
         adapt(settings, tmp_path / "run", device="cpu")
@@ -146,7 +147,7 @@ def test_settings_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
 def test_parameters_are_counted_as_they_are_trained_and_kept(tmp_path: Path) -> None:
     adapt(config(tmp_path, steps=9), tmp_path / "run", device="cpu")
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
-    run = loop.make_job(config(tmp_path, steps=9), tmp_path / "run", device="cpu", provenance=None).run
+    run = loop.make_job(config(tmp_path, steps=9), tmp_path / "run", ranks=alone("cpu"), provenance=None).run
     head = sum(p.numel() for p in run.segmenter.head.parameters())
     sizes = {str(k): run.toolbox.count_parameters([k]) for k in run.toolbox.keys}
     choices = [sum(sizes[k] for k in c["active"]) for c in lines(tmp_path / "run" / "gate.jsonl")]  # type: ignore[attr-defined]
@@ -183,3 +184,29 @@ def test_a_run_is_exported_in_8_bits_calibrated_on_its_source(tmp_path: Path) ->
         return
     assert report.bytes < single.bytes
     assert report.miou["fp32"] - report.miou["int8"] <= 0.01
+
+
+def test_a_training_step_goes_back_to_the_shallowest_active_module_and_no_further(tmp_path: Path) -> None:
+    job = make_job(config(tmp_path, steps=4), tmp_path / "run", ranks=alone("cpu"), provenance=None)
+    blocks = list(job.run.segmenter.backbone.blocks)  # type: ignore[arg-type]
+    reached: list[int] = []
+
+    def watch(layer: int) -> None:
+        def on_forward(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda _: reached.append(layer))
+
+        blocks[layer].register_forward_hook(on_forward)
+
+    for layer in range(len(blocks)):
+        watch(layer)
+    deep = len(blocks) - 2
+    job.gate.load_state_dict({**job.gate.state_dict(), "active": [f"blocks.{deep}.semantic"]})
+    steps.take_step(job, 0, steps.read_batch(job, 0))
+    assert sorted(reached) == [deep, deep + 1]
+    reached.clear()
+    steps.choose_modules(job, 0)  # scoring needs the whole depth
+    assert min(reached) == 0
+    reached.clear()
+    steps.take_step(job, 1, steps.read_batch(job, 1))
+    assert min(reached) == min(key.layer for key in job.gate.active)

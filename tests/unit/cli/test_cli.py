@@ -59,6 +59,17 @@ def test_predict_with_polygons_never_loads_torch(tmp_path: Path) -> None:
     assert loaded & {"torch", "timm", "onnx"} == set()
 
 
+def test_labels_of_a_prediction_are_made_without_torch(tmp_path: Path) -> None:
+    """geopandas is what pyogrio looks for by itself."""
+    scene, mask, sure = (str(tmp_path / f"{name}.tif") for name in ("scene", "mask", "sure"))
+    toys.write_raster(Path(scene), toys.noise((70, 90)))
+    predict = ["predict", scene, "-o", mask, "--confidence", sure, "-m", str(toys.brightness(tmp_path / "m.onnx"))]
+    words = ["self-label", mask, sure, "-o", str(tmp_path / "labels.tif"), "--share", "0.5"]
+    code = f"from cegate_geo.cli.main import main; assert main({predict!r}) == 0; assert main({words!r}) == 0"
+    assert loaded_after(code) & {"torch", "timm", "onnx"} == set()
+    assert (tmp_path / "labels.tif").exists()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_of_the_table_exists_and_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([name, "--help"]) == 0

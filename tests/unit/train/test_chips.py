@@ -73,9 +73,13 @@ def test_scaled_chips_show_more_or_less_ground(coded: LabelledScene) -> None:
 
 def test_the_same_generator_gives_the_same_chips_in_any_thread(coded: LabelledScene) -> None:
     chips = sampler([whole(coded)], scale=(0.5, 2.0), photometric=1.0)
-    expected = [chips.batch(3, np.random.default_rng(seed)) for seed in range(8)]
+
+    def batch(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return chips.batch([np.random.default_rng([seed, n]) for n in range(3)])
+
+    expected = [batch(seed) for seed in range(8)]
     with ThreadPoolExecutor(4) as pool:
-        again = list(pool.map(lambda seed: chips.batch(3, np.random.default_rng(seed)), range(8)))
+        again = list(pool.map(batch, range(8)))
     for (images, labels), (images_2, labels_2) in zip(expected, again, strict=True):
         assert torch.equal(images, images_2)
         assert torch.equal(labels, labels_2)
@@ -221,7 +225,7 @@ def test_chips_from_file_and_from_memory_are_the_same(tmp_path: Path) -> None:
         (scene,) = open_scenes(config, LEGEND, cache_mb=cache_mb)
         assert (scene.held_bytes > 0) == (cache_mb > 0)
         chips = sampler([whole(scene)], scale=(0.5, 2.0), photometric=1.0)
-        batches.append(chips.batch(6, np.random.default_rng(0)))
+        batches.append(chips.batch([np.random.default_rng(n) for n in range(6)]))
     assert torch.equal(batches[0][0], batches[1][0])
     assert torch.equal(batches[0][1], batches[1][1])
 
@@ -232,9 +236,8 @@ def test_chips_of_a_real_scene_hold_both_classes(shared_data: Path) -> None:
     config = SourceConfig(images=str(folder / "kampala_z20_b0.tif"), labels=str(folder / "kampala_z20_b0_mask.tif"))
     scenes = open_scenes(config, Legend.from_names(["other", "building"]))
     training, validation = split_scenes(scenes, fraction=0.15, block=256, buffer=32, seed=0)
-    images, labels = sampler(training, crop=256, scale=(0.5, 2.0), classes=2, photometric=1.0).batch(
-        8, np.random.default_rng(0)
-    )
+    chips = sampler(training, crop=256, scale=(0.5, 2.0), classes=2, photometric=1.0)
+    images, labels = chips.batch([np.random.default_rng(n) for n in range(8)])
     assert 0.05 < float((labels == 1).float().mean()) < 0.8
     assert 0.1 < float(images.std()) < 0.4
     assert validation_tiles(validation, crop=256)
