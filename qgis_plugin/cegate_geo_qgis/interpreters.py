@@ -228,7 +228,7 @@ def _nothing_found(reasons: Sequence[str], windows: bool) -> str:
     what = tr("The engine needs Python {version} or newer, or uv, and none was found that can be used.").format(
         version=dotted(OLDEST)
     )
-    seen = ["Seen:", *dict.fromkeys(reasons)] if reasons else []
+    seen = [tr("Seen:"), *dict.fromkeys(reasons)] if reasons else []
     return "\n".join([what, *seen, tr("Install one {get}, or name its program under 'Python or uv'.").format(get=get)])
 
 

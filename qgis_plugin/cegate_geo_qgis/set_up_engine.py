@@ -93,7 +93,7 @@ class SetUpEngine(EngineAlgorithm):
             ),
         )
         self.add(
-            QgsProcessingParameterEnum("VARIANT", "Variant", list(EXTRAS), False, "cpu", False, True),
+            QgsProcessingParameterEnum("VARIANT", tr("Variant"), list(EXTRAS), False, "cpu", False, True),
             tr(
                 "'cpu' runs everywhere; 'gpu' is for NVIDIA cards, with CUDA and cuDNN on this computer; "
                 "'train' predicts on the CPU and adapts models too."
