@@ -207,7 +207,7 @@ def test_a_check_tells_each_test_and_forecasts_a_run(fake_engine, feedback, scen
     assert "    → More halo." in feedback.lines
     assert "    → Nothing." not in feedback.lines
     assert "All of the scene: 1,234 tiles, about 65 s on cpu, 300 MB of memory." in feedback.lines
-    assert "read the notes on seams" in feedback.lines[-1]
+    assert "The model runs on this scene; read the notes on seams." in feedback.lines
     text = page.read_text()
     assert "a &lt; b" in text
     assert "roofs &lt;1&gt;" in text
