@@ -17,7 +17,7 @@ import processing
 from qgis.core import QgsFeature, QgsProject, QgsRasterLayer, QgsVectorLayer
 from qgis.gui import QgsFileWidget
 from qgis.PyQt.QtCore import QCoreApplication, Qt, QTimer
-from qgis.PyQt.QtWidgets import QApplication, QDockWidget, QMessageBox, QPushButton, QToolButton
+from qgis.PyQt.QtWidgets import QApplication, QDockWidget, QMessageBox, QPushButton, QTextEdit, QToolButton
 from qgis.utils import iface, plugins
 
 NAME = "cegate_geo_qgis"
@@ -64,20 +64,22 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def inside(act, trigger) -> None:
-    """Do something in a modal dialog that `trigger` opens; what fails there, fails here."""
+def inside(find, act, trigger) -> None:
+    """Do something in a dialog that `trigger` opens and waits for; what fails there, fails here."""
     problems = []
 
     def guarded() -> None:
+        dialog = next((w for w in QApplication.topLevelWidgets() if w.isVisible() and find(w)), None)
+        if dialog is None:  # not open yet
+            QTimer.singleShot(200, guarded)
+            return
         try:
-            act()
+            act(dialog)
         except Exception as error:
             problems.append(error)
-            dialog = QApplication.activeModalWidget()
-            if dialog is not None:
-                dialog.close()
+        dialog.close()
 
-    QTimer.singleShot(500, guarded)
+    QTimer.singleShot(200, guarded)
     trigger()
     if problems:
         raise problems[0]
@@ -91,27 +93,24 @@ def install(zip_file: str) -> None:
         if isinstance(box, QMessageBox):  # may an unknown plugin be installed?
             box.button(QMessageBox.StandardButton.Yes).click()
 
-    def choose() -> None:
-        manager = next(w for w in QApplication.topLevelWidgets() if w.objectName() == "QgsPluginManagerBase")
+    def choose(manager) -> None:
         manager.findChild(QgsFileWidget, "mZipFileWidget").setFilePath(zip_file)
-        button = manager.findChild(QPushButton, "buttonInstallFromZip")
         timer = QTimer(manager)
         timer.timeout.connect(agree)
         timer.start(200)
-        button.click()
+        manager.findChild(QPushButton, "buttonInstallFromZip").click()
         wait(lambda: NAME in plugins, 60)
         timer.stop()
-        manager.close()
 
-    inside(choose, iface.actionManagePlugins().trigger)
+    inside(lambda w: w.objectName() == "QgsPluginManagerBase", choose, iface.actionManagePlugins().trigger)
     say("The plugin was installed from its zip by the plugin manager.")
 
 
 def set_up(panel) -> None:
     """By the panel's button and the dialog behind it, from a folder of wheels."""
 
-    def fill() -> None:
-        dialog, ended = QApplication.activeModalWidget(), []
+    def fill(dialog) -> None:
+        ended = []
         dialog.setParameters({"ACTION": "install", "VARIANT": os.environ["PICTURES_VARIANT"], "FOLDER": WHEELS})
         dialog.resize(1000, 560)
         picture("qgis-set-up-engine", dialog)
@@ -120,13 +119,13 @@ def set_up(panel) -> None:
         dialog.runButton().click()
         wait(lambda: bool(ended))
         say(f"Set up: {ended[0]} in {time.monotonic() - begun:.0f} s")
-        dialog.close()
         if not ended[0][0]:
-            raise RuntimeError("setting up failed")
+            log = "\n".join(edit.toPlainText() for edit in dialog.findChildren(QTextEdit))
+            raise RuntimeError(f"setting up failed: {log}")
 
     if not panel.form.engine_row.isVisible():
         raise RuntimeError("the panel does not offer to set up the engine")
-    inside(fill, panel.form.set_up.click)
+    inside(lambda w: hasattr(w, "algorithmFinished"), fill, panel.form.set_up.click)
     if panel.form.engine_row.isVisible():
         raise RuntimeError("the panel still offers to set up the engine")
 
