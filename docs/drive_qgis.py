@@ -189,6 +189,8 @@ def drive() -> None:
         cancelled(panel)
         run_on_all(panel)
         picture("qgis-panel-all")
+        for group in project.layerTreeRoot().findGroups():
+            group.setItemVisibilityChecked(False)  # to draw on the scene
     if LABELS:
         teach(panel)
         panel.form.preview.click()

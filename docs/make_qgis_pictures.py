@@ -66,7 +66,7 @@ def beside(home: Path, path: Path) -> str:
     """A file or folder under its own name in the folder that QGIS runs in: pictures show no other folder."""
     link = home / path.name
     if not link.exists():
-        link.symlink_to(path.resolve())
+        link.symlink_to(path.absolute())
     return path.name
 
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--labels", type=Path, help="its polygons")
     parser.add_argument("--target", type=Path, default=HERE / "images")
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--model", default="", help="a model that was adapted already, instead of adapting one")
+    parser.add_argument("--model", type=Path, help="a model that was adapted already, instead of adapting one")
     parser.add_argument("--engine", default=str(Path(sys.executable).with_name("cegate-geo")))
     parser.add_argument("--wheels", type=Path, help="set up the engine from this folder, in the desktop")
     parser.add_argument("--variant", default="train", help="of the engine that is set up")
@@ -89,7 +89,8 @@ def main() -> None:
         scene, labels = (given.scene, given.labels) if given.scene else make_scene(home)
         words = {
             "target": str(given.target.resolve()), "scene": beside(home, scene), "name": scene.stem,
-            "labels": beside(home, labels) if labels else "", "steps": str(given.steps), "model": given.model,
+            "labels": beside(home, labels) if labels else "", "steps": str(given.steps),
+            "model": f"{beside(home, given.model.parent)}/{given.model.name}" if given.model else "",
             "zip": beside(home, plugin), "wheels": beside(home, given.wheels) if given.wheels else "",
             "variant": given.variant,
         }  # fmt: skip
