@@ -203,7 +203,7 @@ def drive() -> None:
     for layer in project.mapLayers().values():
         renderer = layer.renderer().type() if layer.renderer() is not None else ""
         say(f"layer {layer.name()}: {renderer}")
-    dialogs()
+    dialogs(panel)
 
 
 def run_on_all(panel) -> None:
@@ -253,10 +253,12 @@ def draw(panel, given: QgsVectorLayer) -> None:
     iface.actionPan().trigger()
 
 
-def dialogs() -> None:
-    """The dialogs of the algorithms, not run."""
+def dialogs(panel) -> None:
+    """The dialogs of the algorithms with the scene, not run."""
+    iface.setActiveLayer(panel.scene())
     for name in ("segment_raster", "adapt_model", "evaluate", "check_model", "model_information"):
-        dialog = processing.createAlgorithmDialog(f"cegate_geo:{name}", {})
+        given = panel.labels.parameters() if name == "adapt_model" and LABELS else {}
+        dialog = processing.createAlgorithmDialog(f"cegate_geo:{name}", given)
         dialog.resize(1120, 860 if name == "segment_raster" else 760)
         dialog.show()
         picture(f"qgis-{name.replace('_', '-')}", dialog)
