@@ -160,6 +160,8 @@ def cancelled(panel) -> None:
 def show_panel() -> object:
     """Window and panel, as they are in the pictures."""
     panel, window = plugins[NAME].panel, iface.mainWindow()
+    if not panel.isVisible():
+        raise RuntimeError("the button in the tool bar did not show the panel")
     window.resize(1500, 940)
     window.move(0, 0)
     for dock in window.findChildren(QDockWidget):
@@ -171,8 +173,8 @@ def show_panel() -> object:
 def drive() -> None:
     """The whole story."""
     install(os.environ["PICTURES_ZIP"])
-    button = [b for b in iface.mainWindow().findChildren(QToolButton) if b.text() == "CEGate-Geo panel"]
-    say(f"Buttons of the panel in the tool bars: {len(button)}")
+    (button,) = [b for b in iface.mainWindow().findChildren(QToolButton) if b.text() == "CEGate-Geo panel"]
+    button.click()
     panel = show_panel()
     project = QgsProject.instance()
     if WHEELS:
