@@ -28,6 +28,8 @@ class ToldSteps:
             words.append(tr("validation mIoU {miou:.3f}").format(miou=at.miou))
         if at.eta_s and at.done < at.total:
             words.append(tr("about {time} left").format(time=describe_seconds(at.eta_s)))
+        if at.done >= at.total:
+            words.append(tr("now the model is exported"))
         self._part, self._miou = part, at.miou
         return ", ".join(words)
 

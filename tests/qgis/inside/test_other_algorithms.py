@@ -295,7 +295,7 @@ def test_steps_are_logged_now_and_then_and_at_each_validation(fake_engine, feedb
     steps = [line for line in feedback.lines if line.startswith("step ")]
     assert steps[0] == "step 1 of 20: loss 1.000, about 1 s left"
     assert "step 10 of 20: loss 0.100, validation mIoU 0.500, about 1 s left" in steps
-    assert steps[-1] == "step 20 of 20: loss 0.050, validation mIoU 0.500"
+    assert steps[-1] == "step 20 of 20: loss 0.050, validation mIoU 0.500, now the model is exported"
     assert "Mean IoU 0.500 on the parts held out, at step 20" in feedback.lines
 
 
