@@ -10,7 +10,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 NAME = "cegate_geo_qgis"
-SHIPPED = {".py", ".txt", ".svg", ".qml"}
+SHIPPED = {".py", ".txt", ".svg", ".qml", ".qm"}
 """Suffixes of what belongs into the zip; caches and leftovers do not."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 

@@ -31,9 +31,9 @@ class PixelRange(click.ParamType[Any]):
 
 
 @click.command("evaluate", short_help="Compare a mask or a model with labels.")
-@click.argument("mask", type=click.Path(path_type=Path), required=False)
+@click.argument("masks", metavar="[MASK]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option("--model", help="ONNX file or name of a shipped model: evaluate it on --images instead of a MASK.")
-@click.option("--images", metavar="GLOB", help="Rasters for --model.")
+@click.option("--images", multiple=True, metavar="GLOB", help="Rasters for --model; may be given several times.")
 @click.option("--labels", required=True, metavar="FILE|GLOB", help="Polygons in any CRS, or class rasters.")
 @click.option("--label-field", help="Field with the class name or id. Default: every polygon is --label-class.")
 @click.option("--label-class", help="Class of polygons without a field. Default: the last class.")
@@ -64,31 +64,32 @@ class PixelRange(click.ParamType[Any]):
 def command(
     state: dict[str, Any],
     /,
-    mask: Path | None,
+    masks: tuple[Path, ...],
     *,
     model: str | None,
-    images: str | None,
+    images: tuple[str, ...],
     target: str | None,
     events: str | None,
     **given: Any,
 ) -> None:
     """Compare MASK, or what --model predicts on --images, with --labels.
 
-    Pixels without label or prediction do not count. A class raster has to lie on exactly the same grid. The options
-    from --classes to --dtype state the contract of a --model that does not say it, as in cegate-geo predict.
+    Pixels of several masks or rasters count together; labels are one file for each, in their order, or one vector file
+    for all. Pixels without label or prediction do not count. A class raster has to lie on exactly the same grid. The
+    options from --classes to --dtype state the contract of a --model that does not say it, as in cegate-geo predict.
     """
-    if (mask is None) == (model is None) or (model is None) != (images is None):
+    if bool(masks) == (model is not None) or (model is not None) != bool(images):
         raise click.UsageError("Give either a MASK, or --model and --images.")
     pairs = [entry.partition("=") for entry in given["remap"]]
     if not all(equals and name for _, equals, name in pairs):
         raise click.UsageError(f"--remap {given['remap']} is not usable. Write VALUE=CLASS.")
     stream: EventStream | None = state.get("events") if events else None
     if stream is None:
-        metrics = _evaluate(mask, model, images, given, {})
+        metrics = _evaluate(masks, model, images, given, {})
     else:
         stream.hello("evaluate")
         with watch_cancel(stream) as cancel:
-            metrics = _evaluate(mask, model, images, given, {"progress": ProgressEvents(stream), "cancel": cancel})
+            metrics = _evaluate(masks, model, images, given, {"progress": ProgressEvents(stream), "cancel": cancel})
     if target is not None and target != "-":
         _write(metrics, target)
     if stream is not None:
@@ -98,7 +99,11 @@ def command(
 
 
 def _evaluate(
-    mask: Path | None, model: str | None, images: str | None, given: dict[str, Any], watching: dict[str, Any]
+    masks: tuple[Path, ...],
+    model: str | None,
+    images: tuple[str, ...],
+    given: dict[str, Any],
+    watching: dict[str, Any],
 ) -> Metrics:
     """The figures; `watching` holds the keywords progress and cancel of `api.predict`."""
     from cegate_geo.domain.legend import Legend
@@ -107,12 +112,12 @@ def _evaluate(
     names = ("label_field", "label_class", "background", "aoi", "rows", "cols")
     options: LabelKeywords = {k: given[k] for k in names if given[k] is not None}  # type: ignore[assignment]
     options["remap"] = {value: name for value, _, name in (entry.partition("=") for entry in given["remap"])}
-    if mask is not None:
+    if masks:
         legend = Legend.from_names(given["mask_classes"]) if given["mask_classes"] else None
-        return evaluate_mask(mask, given["labels"], legend=legend, **options)
+        return evaluate_mask(masks, given["labels"], legend=legend, **options)
     predicting: Any = {k: given[k] for k in ("bands", "nodata", "resample", "force", *CONTRACT_NAMES)}
     predicting.update(watching)
-    return evaluate_model(model or "", images or "", given["labels"], predicting=predicting, **options)
+    return evaluate_model(model or "", images, given["labels"], predicting=predicting, **options)
 
 
 def _write(metrics: Metrics, target: str) -> None:

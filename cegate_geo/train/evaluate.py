@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 from xml.etree import ElementTree as ET
@@ -44,34 +45,43 @@ class LabelKeywords(TypedDict, total=False):
 
 
 def evaluate_mask(
-    mask: Path, labels: str | Path, *, legend: Legend | None = None, **options: Unpack[LabelKeywords]
+    mask: Path | Sequence[Path],
+    labels: str | Path,
+    *,
+    legend: Legend | None = None,
+    **options: Unpack[LabelKeywords],
 ) -> Metrics:
-    """Figures of a class mask against labels. Reads both in strips.
+    """Figures of class masks, all pixels together, against labels. Reads both in strips.
 
     Labelled pixels that the mask leaves at nodata do not count; a warning tells how many there are. A class raster has
     to lie on the mask's grid exactly: resampled truth is no truth.
 
     Args:
-        mask: Class ids, one band.
-        labels: Polygons in any CRS, or a class raster.
+        mask: Class ids, one band; or several of them, with the same classes.
+        labels: Polygons in any CRS, or a class raster; of several masks one for each, in their order, or one vector
+            file for all.
         legend: The mask's classes; None to read them from the mask.
         **options: See `LabelKeywords`.
 
     Raises:
         LabelError: If labels do not fit the mask, or no pixel has both a label and a prediction.
-        InputError: If the mask can't be read or does not say what its classes are.
+        InputError: If a mask can't be read or does not say what its classes are, or masks differ in them.
     """
-    matrix = ConfusionMatrix(legend if legend is not None else read_legend(mask))
-    config = SourceConfig(images=str(mask), labels=str(labels), **options)
-    files = LabelFiles(config, matrix.legend, count=1)
-    missing = _add(matrix, mask, files, 0)
+    masks = [mask] if isinstance(mask, Path) else list(mask)
+    matrix = ConfusionMatrix(legend if legend is not None else _common_legend(masks))
+    config = SourceConfig(images=", ".join(str(path) for path in masks), labels=str(labels), **options)
+    files = LabelFiles(config, matrix.legend, count=len(masks))
+    missing = 0
+    for number, path in enumerate(masks):
+        if len(masks) == 1 or files.on(_grid(path), number, path) is not None:
+            missing += _add(matrix, path, files, number)
     files.require_polygons()
     return _figures(matrix, missing)
 
 
 def evaluate_model(
     model: str | Path,
-    images: str,
+    images: str | Sequence[str],
     labels: str,
     *,
     predicting: PredictKeywords | None = None,
@@ -83,7 +93,7 @@ def evaluate_model(
 
     Args:
         model: What `api.predict` takes for a model.
-        images: Path or glob pattern of rasters.
+        images: Path or glob pattern of rasters, or several.
         labels: One label file for each raster in sorted order, or one vector file for all.
         predicting: Keywords of `api.predict`, for example bands and nodata.
         **options: See `LabelKeywords`.
@@ -95,8 +105,10 @@ def evaluate_model(
     """
     stated: Any = {k: v for k, v in (predicting or {}).items() if k in ContractKeywords.__annotations__}
     matrix = ConfusionMatrix(describe_model(model, **stated).manifest.legend)
-    paths = expand(images)
-    files = LabelFiles(SourceConfig(images=images, labels=labels, **options), matrix.legend, count=len(paths))
+    patterns = [images] if isinstance(images, str) else list(images)
+    paths = list(dict.fromkeys(path for pattern in patterns for path in expand(pattern)))
+    config = SourceConfig(images=", ".join(patterns), labels=labels, **options)
+    files = LabelFiles(config, matrix.legend, count=len(paths))
     missing = 0
     with tempfile.TemporaryDirectory(prefix="cegate-evaluate-") as folder:
         for number, path in enumerate(paths):
@@ -176,6 +188,19 @@ def _write_window(grid: RasterGrid, region: RegionLabels, path: Path) -> str | N
         driver="GPKG",
     )
     return str(path)
+
+
+def _common_legend(masks: Sequence[Path]) -> Legend:
+    """The classes of all masks."""
+    legends = [read_legend(path) for path in masks]
+    for path, legend in zip(masks, legends, strict=True):
+        if [(c.id, c.name) for c in legend.classes] != [(c.id, c.name) for c in legends[0].classes]:
+            raise InputError(
+                f"{path} has other classes than {masks[0]}: {', '.join(legend.names)} instead of "
+                f"{', '.join(legends[0].names)}.",
+                hint="Evaluate masks of the same classes together.",
+            )
+    return legends[0]
 
 
 def read_legend(mask: Path) -> Legend:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
 from .outcome import EngineError
+from .words import tr
 
 CONFIG = "adapt.toml"
 LABELS = "labels.gpkg"
@@ -19,7 +20,7 @@ AREA = "area.gpkg"
 SHIPPED = "shipped"
 """Stands for the small base that comes with the engine."""
 SHIPPED_BACKBONE = "vit_tiny_patch16_224"
-HEADS = ("dpt-detail", "dpt", "linear")
+HEADS = ("dpt-detail", "dpt", "linear", "dpt-unet", "upernet")
 DEVICES = ("auto", "cpu", "cuda")
 IGNORE = "ignore"
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -58,7 +59,11 @@ def make_legend(
     if values and all(v.isdecimal() for v in values):
         ids = {v: int(v) for v in values}
         if max(ids.values()) > LARGEST_ID:
-            raise EngineError(f"The class {max(ids.values())} is too large: ids lie between 0 and {LARGEST_ID}.")
+            raise EngineError(
+                tr("The class {id} is too large: ids lie between 0 and {highest}.").format(
+                    id=max(ids.values()), highest=LARGEST_ID
+                )
+            )
     else:
         order = list(names)
         ranked = sorted(values, key=lambda v: (order.index(v) if v in names else len(order), v.lower()))
@@ -70,12 +75,16 @@ def make_legend(
         found.append(LabelClass(free, ground, ""))
     twice = sorted({c.name for c in found if [d.name for d in found].count(c.name) > 1})
     if twice:
-        raise EngineError(f"The class name {twice[0]!r} stands for several values of the field. Name them apart.")
-    if len(found) < 2:
-        one = f"only the class '{found[0].name}'" if found else "no class"
         raise EngineError(
-            f"The labels hold {one}: a model needs two or more. Draw another, or name the class of the ground that no "
-            "polygon covers as Background (for instance: other)."
+            tr("The class name {name!r} stands for several values of the field. Name them apart.").format(name=twice[0])
+        )
+    if len(found) < 2:
+        one = tr("only the class '{name}'").format(name=found[0].name) if found else tr("no class")
+        raise EngineError(
+            tr(
+                "The labels hold {one}: a model needs two or more. Draw another, or name the class of the "
+                "ground that no polygon covers as Background (for instance: other)."
+            ).format(one=one)
         )
     return tuple(sorted(found, key=lambda c: c.id))
 

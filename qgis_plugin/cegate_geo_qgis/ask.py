@@ -7,10 +7,11 @@ import json
 import os
 import subprocess  # nosec B404: the engine is another program, never run through a shell
 import time
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from .engine import EngineCommand
 from .outcome import EngineCancelledError, EngineError, tail
+from .words import tr
 
 POLL_S = 0.1
 TIMEOUT_S = 120.0
@@ -24,6 +25,7 @@ def ask_engine(
     *,
     is_cancelled: Callable[[], bool] = lambda: False,
     timeout_s: float = TIMEOUT_S,
+    accepted: Sequence[int] = (0,),
 ) -> dict[str, Any]:
     """Run a command of the engine that prints one JSON object, and give that.
 
@@ -33,6 +35,7 @@ def ask_engine(
         environ: Its whole environment.
         is_cancelled: Asked several times a second.
         timeout_s: After this time it is killed.
+        accepted: Exit codes with which an answer counts.
 
     Raises:
         EngineCancelledError: If it was cancelled.
@@ -46,17 +49,27 @@ def ask_engine(
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise EngineError(
-            f"The engine {command.program!r}, named by {command.origin}, can't be started: {error}."
+            tr("The engine {program!r}, named by {origin}, can't be started: {error}.").format(
+                program=command.program, origin=command.origin, error=error
+            )
         ) from error
     with child:
         try:
             said, complained = _listen(child, is_cancelled, timeout_s)
         finally:
             child.kill()
+    found = _last_object(said) if child.returncode in accepted else None
+    if found is not None:
+        return found
     if child.returncode:
         words_of_it = tail(complained.decode("utf-8", "replace"), lines=5).replace("cegate-geo: ", "")
-        raise EngineError(words_of_it or f"The engine failed with exit code {child.returncode} and left no message.")
-    return _parse(said, command)
+        failed = tr("The engine failed with exit code {code} and left no message.").format(code=child.returncode)
+        raise EngineError(words_of_it or failed)
+    raise EngineError(
+        tr(
+            "{program!r}, named by {origin}, gave no answer that is one of the engine's. Check the engine's setting."
+        ).format(program=command.program, origin=command.origin)
+    )
 
 
 def _listen(child: subprocess.Popen[bytes], is_cancelled: Callable[[], bool], timeout_s: float) -> tuple[bytes, bytes]:
@@ -66,12 +79,14 @@ def _listen(child: subprocess.Popen[bytes], is_cancelled: Callable[[], bool], ti
             return child.communicate(timeout=POLL_S)
         except subprocess.TimeoutExpired:
             if is_cancelled():
-                raise EngineCancelledError("Cancelled.") from None
+                raise EngineCancelledError(tr("Cancelled.")) from None
             if time.monotonic() - begun > timeout_s:
-                raise EngineError(f"The engine has not answered within {timeout_s:.0f} s.") from None
+                raise EngineError(
+                    tr("The engine has not answered within {timeout_s:.0f} s.").format(timeout_s=timeout_s)
+                ) from None
 
 
-def _parse(said: bytes, command: EngineCommand) -> dict[str, Any]:
+def _last_object(said: bytes) -> Optional[dict[str, Any]]:
     for line in reversed(said.splitlines()):
         try:
             found = json.loads(line)
@@ -79,7 +94,4 @@ def _parse(said: bytes, command: EngineCommand) -> dict[str, Any]:
             continue
         if isinstance(found, dict):
             return found
-    raise EngineError(
-        f"{command.program!r}, named by {command.origin}, gave no answer that is one of the engine's. "
-        "Check the engine's setting."
-    )
+    return None

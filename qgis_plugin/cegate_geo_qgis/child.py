@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Callable, Mapping, Sequence
 
 from .outcome import EngineCancelledError, EngineError
+from .words import tr
 
 WATCHED = """
 import os, runpy, sys, threading
@@ -88,7 +89,7 @@ def run_child(
             start_new_session=os.name != "nt", creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )  # fmt: skip
     except (OSError, ValueError) as error:
-        raise EngineError(f"{words[0]} can't be started: {error}.") from error
+        raise EngineError(tr("{program} can't be started: {error}.").format(program=words[0], error=error)) from error
     lines: queue.Queue[bytes] = queue.Queue()
     reader = threading.Thread(target=_read, args=(child, lines), daemon=True)
     reader.start()
@@ -100,9 +101,13 @@ def run_child(
             if done:
                 return Ended(child.returncode, text)
             if is_cancelled():
-                raise EngineCancelledError("Cancelled.")
+                raise EngineCancelledError(tr("Cancelled."))
             if timeout_s and time.monotonic() - begun > timeout_s:
-                raise EngineError(f"{words[0]} has not ended within {timeout_s:.0f} s.")
+                raise EngineError(
+                    tr("{program} has not ended within {timeout_s:.0f} s.").format(
+                        program=words[0], timeout_s=timeout_s
+                    )
+                )
     finally:
         end_tree(child)
         reader.join(2.0)

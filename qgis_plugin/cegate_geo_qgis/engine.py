@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Mapping, Optional, Sequence
 
 from .outcome import EngineError
+from .words import mark, tr
 
 SETTING = "CEGATE_GEO_ENGINE"
 """Name of the Processing setting and of the environment variable."""
 COMMAND = "cegate-geo"
 READY = "cegate-geo-ready.json"
 """File in the plugin's own environment, written when all of it is there; without it the environment is half-made."""
-INSTALL_HINT = (
+INSTALL_HINT = mark(
     "Run 'Set up the engine' in the Processing Toolbox, under CEGate-Geo: it installs the engine apart from QGIS, into "
     "{folder}. Or name an installed one under Settings > Options > Processing > Providers > CEGate-Geo."
 )
@@ -61,20 +62,25 @@ def find_engine(
         EngineError: If there is none, with what to install; or if a place was named that holds none.
     """
     windows = os.name == "nt" if windows is None else windows
-    for text, origin in ((setting, "the Processing setting"), (environ.get(SETTING, ""), f"the variable {SETTING}")):
+    for text, origin in (
+        (setting, tr("the Processing setting")),
+        (environ.get(SETTING, ""), tr("the variable {name}").format(name=SETTING)),
+    ):
         if text.strip():
             return _named_engine(text.strip(), origin, environ, windows)
     script = engine_script(managed, windows)
     if script.is_file() and (managed / READY).is_file():
-        return EngineCommand(str(script), (), "the plugin's own environment")
+        return EngineCommand(str(script), (), tr("the plugin's own environment"))
     home = environ.get("HOME") or environ.get("USERPROFILE")
     folders = [environ.get("PATH", ""), str(Path(home, ".local", "bin")) if home else ""]  # pipx and uv install there
     search = os.pathsep.join(folder for folder in folders if folder)
     found = shutil.which(COMMAND, path=search)
     if found:
-        return EngineCommand(found, (), "the PATH")
-    what = "is half installed" if managed.exists() else "was not found"
-    raise EngineError(f"The engine of CEGate-Geo {what}. {INSTALL_HINT.format(folder=managed)}")
+        return EngineCommand(found, (), tr("the PATH"))
+    what = tr("is half installed") if managed.exists() else tr("was not found")
+    raise EngineError(
+        tr("The engine of CEGate-Geo {what}. {mend}").format(what=what, mend=tr(INSTALL_HINT).format(folder=managed))
+    )
 
 
 def engine_script(environment: Path, windows: bool) -> Path:
@@ -88,14 +94,20 @@ def _named_engine(text: str, origin: str, environ: Mapping[str, str], windows: b
     if Path(text).is_dir():
         script = engine_script(Path(text), windows)
         if not script.is_file():
-            raise EngineError(f"{text}, named by {origin}, is no environment with the engine: {script} is missing.")
+            raise EngineError(
+                tr("{text}, named by {origin}, is no environment with the engine: {script} is missing.").format(
+                    text=text, origin=origin, script=script
+                )
+            )
         return EngineCommand(str(script), (), origin)
     words = [text] if Path(text).is_file() else _words(text, windows)
     program = shutil.which(words[0], path=environ.get("PATH")) if words else None
     if program is None:
         raise EngineError(
-            f"The engine {text!r}, named by {origin}, does not exist or can't be run. "
-            f"Name a command, a Python interpreter or a virtual environment that has {COMMAND}."
+            tr(
+                "The engine {text!r}, named by {origin}, does not exist or can't be run. Name a command, "
+                "a Python interpreter or a virtual environment that has {command}."
+            ).format(text=text, origin=origin, command=COMMAND)
         )
     arguments = words[1:]
     if not arguments and re.fullmatch(r"(python|pypy)w?[\d.]*(\.exe)?", Path(program).name.lower()):

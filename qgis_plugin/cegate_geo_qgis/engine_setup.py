@@ -24,6 +24,7 @@ from .outcome import EngineError, check_hello, tail
 from .predict_job import describe_command
 from .protocol import CREEP, Conversation
 from .setup_recipe import NEEDED_MB, Recipe, install_percent, install_words, interpreter_of, make_words
+from .words import tr
 
 NO_NETWORK = Network()
 """Nothing is known of QGIS' settings: those of the environment count."""
@@ -99,12 +100,12 @@ class EngineSetup:
         with self._place.alone(), self._place.temporary():
             self._check_space(recipe)
             environ = self._installer_environment(recipe)
-            self._log.pushInfo("Looking for Python ...")
+            self._log.pushInfo(tr("Looking for Python ..."))
             maker = find_maker(
                 recipe.maker, environ, ask=lambda words: self._ask(words, environ), versions=recipe.pythons(),
                 host_folders=self._hosts, windows=self._windows,
             )  # fmt: skip
-            self._log.pushInfo(f"Found {maker}.")
+            self._log.pushInfo(tr("Found {maker}.").format(maker=maker))
             with self._place.replacing():
                 self._make(maker, recipe, environ)
                 engine = self.hello()
@@ -120,9 +121,15 @@ class EngineSetup:
             EngineError: If there is none, it is half-made, or can't work, with what to do.
         """
         if not self._folder.exists():
-            raise EngineError(f"There is no engine in {self._folder}: run 'Set up the engine' with 'install'.")
+            raise EngineError(
+                tr("There is no engine in {folder}: run 'Set up the engine' with 'install'.").format(
+                    folder=self._folder
+                )
+            )
         if not self._place.is_ready():
-            raise EngineError(f"The engine in {self._folder} is half-made: run 'Set up the engine' again.")
+            raise EngineError(
+                tr("The engine in {folder} is half-made: run 'Set up the engine' again.").format(folder=self._folder)
+            )
         engine = self.hello()
         self._examine(engine)
         self._show(100.0)
@@ -144,7 +151,11 @@ class EngineSetup:
         """
         script = engine_script(self._folder, self._windows)
         if not script.is_file():
-            raise EngineError(f"{script} is missing: the environment holds no engine. Run 'Set up the engine' again.")
+            raise EngineError(
+                tr("{script} is missing: the environment holds no engine. Run 'Set up the engine' again.").format(
+                    script=script
+                )
+            )
         said = Conversation()
         words = [str(script), "predict", str(self._scratch / "no-scene.tif"), "--output"]
         words += [str(self._scratch / "no-mask.tif"), "--events", "jsonl"]
@@ -154,8 +165,12 @@ class EngineSetup:
 
         ended = self._child(words, self._environ, listen, HELLO_S)
         if said.hello is None:
-            why = str(said.failure) if said.failure else tail(ended.text) or f"Exit code {ended.code}."
-            raise EngineError(f"The engine in {self._folder} does not run:\n{why}")
+            why = (
+                str(said.failure)
+                if said.failure
+                else tail(ended.text) or tr("Exit code {code}.").format(code=ended.code)
+            )
+            raise EngineError(tr("The engine in {folder} does not run:\n{why}").format(folder=self._folder, why=why))
         check_hello(said.hello)
         return Engine(self._folder, said.hello.version, said.hello.protocol)
 
@@ -163,8 +178,12 @@ class EngineSetup:
         free = shutil.disk_usage(self._folder.parent).free // 1_000_000
         if free < NEEDED_MB[recipe.variant]:
             raise EngineError(
-                f"Too little room on the disk: {free} MB are free in {self._folder.parent}, about "
-                f"{NEEDED_MB[recipe.variant]} MB are needed for '{recipe.variant}'."
+                tr(
+                    "Too little room on the disk: {free} MB are free in {parent}, about {needed} MB are "
+                    "needed for '{variant}'."
+                ).format(
+                    free=free, parent=self._folder.parent, needed=NEEDED_MB[recipe.variant], variant=recipe.variant
+                )
             )
 
     def _installer_environment(self, recipe: Recipe) -> dict[str, str]:
@@ -172,17 +191,21 @@ class EngineSetup:
         if recipe.folder is None:
             write_bundle(self._bundle, self._network, self._environ)
             if self._network.proxy is not None:
-                self._log.pushInfo(f"By QGIS' proxy {self._network.proxy}.")
+                self._log.pushInfo(tr("By QGIS' proxy {proxy}.").format(proxy=self._network.proxy))
         return installer_environment(base, self._network, scratch=self._scratch, bundle=self._bundle)
 
     def _make(self, maker: Maker, recipe: Recipe, environ: dict[str, str]) -> None:
-        self._log.pushInfo(f"Making an environment in {self._folder} ...")
+        self._log.pushInfo(tr("Making an environment in {folder} ...").format(folder=self._folder))
         self._step(make_words(maker, self._folder, recipe.pythons()), environ, recipe)
         self._show(8.0)
         python = interpreter_of(self._folder, windows=self._windows)
         if self._bundle.is_file():  # pip's own certificates count as well
             write_bundle(self._bundle, self._network, self._environ, sorted(self._folder.rglob("certifi/cacert.pem")))
-        self._log.pushInfo(f"Installing {recipe.requirement()} from {recipe.source()} ...")
+        self._log.pushInfo(
+            tr("Installing {requirement} from {source} ...").format(
+                requirement=recipe.requirement(), source=recipe.source()
+            )
+        )
         self._step(install_words(maker, python, recipe), environ, recipe)
         self._show(90.0)
 
@@ -201,7 +224,11 @@ class EngineSetup:
 
     def _examine(self, engine: Engine) -> None:
         """Let the engine examine itself: a library may be missing that no package brings."""
-        self._log.pushInfo(f"The engine says hello: version {engine.version}, protocol {engine.protocol}.")
+        self._log.pushInfo(
+            tr("The engine says hello: version {version}, protocol {protocol}.").format(
+                version=engine.version, protocol=engine.protocol
+            )
+        )
         words = [str(engine_script(self._folder, self._windows)), "doctor", "--json"]
         ended = self._child(words, self._environ, _ignore, HELLO_S)
         findings = _findings(ended.text)
@@ -210,12 +237,16 @@ class EngineSetup:
         broken = _lines(findings, "broken")
         if broken or ended.code != 0:
             why = "\n".join(broken) or tail(ended.text)
-            raise EngineError(f"The engine was installed, but can't work here:\n{why}")
+            raise EngineError(tr("The engine was installed, but can't work here:\n{why}").format(why=why))
 
     def _ask(self, words: Sequence[str], environ: Mapping[str, str]) -> str:
         ended = self._child(words, environ, _ignore, ASK_S)
         if ended.code != 0:
-            raise EngineError(f"{words[0]} failed: {tail(ended.text, lines=1) or f'exit code {ended.code}'}.")
+            raise EngineError(
+                tr("{program} failed: {why}.").format(
+                    program=words[0], why=tail(ended.text, lines=1) or tr("exit code {code}").format(code=ended.code)
+                )
+            )
         return ended.text
 
     def _child(
@@ -246,10 +277,11 @@ def version_advice(engine: Engine, plugin: str) -> str:
     """What to do where engine and plugin are of different versions; empty where they are not."""
     if engine.version == plugin:
         return ""
-    return (
-        f"The engine is version {engine.version}, this plugin {plugin}; both speak protocol {engine.protocol} and work "
-        f"together. To have the same: install the plugin of version {engine.version}, or {COMMAND} {plugin}."
-    )
+    return tr(
+        "The engine is version {version}, this plugin {plugin}; both speak protocol {protocol} "
+        "and work together. To have the same: install the plugin of version {version}, or "
+        "{command} {plugin}."
+    ).format(version=engine.version, plugin=plugin, protocol=engine.protocol, command=COMMAND)
 
 
 def _ignore(line: str) -> None:

@@ -7,8 +7,10 @@ from html import escape
 from typing import Any, Mapping, Optional
 
 from .outcome import EngineError
+from .words import mark, tr
 
-COLUMNS = (("iou", "IoU"), ("f1", "F1"), ("precision", "Precision"), ("recall", "Recall"))
+COLUMNS = (("iou", mark("IoU")), ("f1", mark("F1")), ("precision", mark("Precision")), ("recall", mark("Recall")))
+SHARES = mark("Rows: the labels. Columns: what was predicted. Shares of a row.")
 
 
 def check_figures(values: Mapping[str, Any]) -> None:
@@ -21,7 +23,7 @@ def check_figures(values: Mapping[str, Any]) -> None:
         _ = [(c["id"], c["name"], c["pixels"], *(c[key] for key, _ in COLUMNS)) for c in values["per_class"]]
         _ = [values["miou"], values["accuracy"], *values["confusion"]]
     except (KeyError, TypeError) as error:
-        raise EngineError(f"The engine's figures lack {error}. Update the engine.") from error
+        raise EngineError(tr("The engine's figures lack {error}. Update the engine.").format(error=error)) from error
 
 
 def percent(value: Optional[float]) -> str:
@@ -31,16 +33,22 @@ def percent(value: Optional[float]) -> str:
 
 def figure_lines(values: Mapping[str, Any]) -> list[str]:
     """For a log."""
-    lines = [f"Mean IoU {percent(values['miou'])}, accuracy {percent(values['accuracy'])}"]
+    lines = [_means(values)]
     for item in values["per_class"]:
-        numbers = ", ".join(f"{title} {percent(item[key])}" for key, title in COLUMNS)
+        numbers = ", ".join(f"{tr(title)} {percent(item[key])}" for key, title in COLUMNS)
         lines.append(f"  {item['id']} {item['name']}: {numbers}, {item['pixels']:,} px")
     return lines
 
 
+def _means(values: Mapping[str, Any]) -> str:
+    return tr("Mean IoU {miou}, accuracy {accuracy}").format(
+        miou=percent(values["miou"]), accuracy=percent(values["accuracy"])
+    )
+
+
 def figures_html(values: Mapping[str, Any], *, title: str, subtitle: str) -> str:
     """A page that opens without a network: per class, and which class was taken for which."""
-    head = "".join(f"<th>{name}</th>" for name in ("Class", *(title for _, title in COLUMNS), "Pixels"))
+    head = "".join(f"<th>{name}</th>" for name in (tr("Class"), *(tr(title) for _, title in COLUMNS), tr("Pixels")))
     rows = "".join(
         f"<tr><td>{escape(str(item['name']))}</td>"
         + "".join(f"<td>{percent(item[key])}</td>" for key, _ in COLUMNS)
@@ -56,9 +64,9 @@ def figures_html(values: Mapping[str, Any], *, title: str, subtitle: str) -> str
     return (
         f'<!DOCTYPE html><html><head><meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style></head>'
         f"<body><h1>{escape(title)}</h1><p>{escape(subtitle)}</p>"
-        f"<p><b>Mean IoU {percent(values['miou'])}</b>, accuracy {percent(values['accuracy'])}</p>"
+        f"<p><b>{escape(_means(values))}</b></p>"
         f"<table><tr>{head}</tr>{rows}</table>"
-        "<h2>What was taken for what</h2><p>Rows: the labels. Columns: what was predicted. Shares of a row.</p>"
+        f"<h2>{escape(tr('What was taken for what'))}</h2><p>{escape(tr(SHARES))}</p>"
         f"<table><tr><th></th>{columns}</tr>{confusion}</table></body></html>"
     )
 

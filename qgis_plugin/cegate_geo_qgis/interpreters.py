@@ -17,6 +17,7 @@ from typing import Callable, Mapping, Optional, Sequence
 
 from .engine import is_below
 from .outcome import EngineError
+from .words import tr
 
 OLDEST = (3, 11)
 """The engine's `requires-python`."""
@@ -49,7 +50,11 @@ class Maker:
         return self.version == (0, 0)
 
     def __str__(self) -> str:
-        return f"uv ({self.program})" if self.is_uv else f"Python {dotted(self.version)} ({self.program})"
+        return (
+            f"uv ({self.program})"
+            if self.is_uv
+            else tr("Python {version} ({program})").format(version=dotted(self.version), program=self.program)
+        )
 
 
 def dotted(version: Sequence[int]) -> str:
@@ -138,20 +143,34 @@ def examine(program: str, ask: Ask, *, windows: bool = False) -> Maker:
         version, real = (int(told["version"][0]), int(told["version"][1])), str(told["program"])
         whole, bits = bool(told["whole"]), int(told["bits"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise EngineError(f"{program} is no Python.") from error
+        raise EngineError(tr("{program} is no Python.").format(program=program)) from error
     if version < OLDEST:
-        raise EngineError(f"{program} is Python {dotted(version)}, too old: {dotted(OLDEST)} or newer is needed.")
+        raise EngineError(
+            tr("{program} is Python {version}, too old: {oldest} or newer is needed.").format(
+                program=program, version=dotted(version), oldest=dotted(OLDEST)
+            )
+        )
     if bits < 64:
-        raise EngineError(f"{program} is a 32-bit Python: there are no packages for it. Install a 64-bit one.")
+        raise EngineError(
+            tr("{program} is a 32-bit Python: there are no packages for it. Install a 64-bit one.").format(
+                program=program
+            )
+        )
     if not whole:
-        raise EngineError(f"{program} lacks the modules venv and ensurepip. {_whole_hint(version, windows)}")
+        raise EngineError(
+            tr("{program} lacks the modules venv and ensurepip. {mend}").format(
+                program=program, mend=_whole_hint(version, windows)
+            )
+        )
     return Maker(real, version)
 
 
 def _whole_hint(version: tuple[int, int], windows: bool) -> str:
     if windows:
-        return "Install Python anew from python.org, with pip."
-    return f"On Debian and Ubuntu: sudo apt install python{dotted(version)}-venv (or python3-venv)."
+        return tr("Install Python anew from python.org, with pip.")
+    return tr("On Debian and Ubuntu: sudo apt install python{version}-venv (or python3-venv).").format(
+        version=dotted(version)
+    )
 
 
 def find_maker(
@@ -198,15 +217,19 @@ def find_maker(
 def _fitting(maker: Maker, versions: Optional[frozenset[tuple[int, int]]]) -> Maker:
     if versions is None or maker.is_uv or maker.version in versions:
         return maker
-    listed = ", ".join(dotted(version) for version in sorted(versions)) or "no Python at all"
-    raise EngineError(f"{maker}: the wheels at hand are for {listed}.")
+    listed = ", ".join(dotted(version) for version in sorted(versions)) or tr("no Python at all")
+    raise EngineError(tr("{maker}: the wheels at hand are for {listed}.").format(maker=maker, listed=listed))
 
 
 def _nothing_found(reasons: Sequence[str], windows: bool) -> str:
-    get = "from python.org" if windows else "by your system's packages (Debian, Ubuntu: python3 and python3-venv)"
-    what = f"The engine needs Python {dotted(OLDEST)} or newer, or uv, and none was found that can be used."
-    seen = ["Seen:", *dict.fromkeys(reasons)] if reasons else []
-    return "\n".join([what, *seen, f"Install one {get}, or name its program under 'Python or uv'."])
+    get = (
+        tr("from python.org") if windows else tr("by your system's packages (Debian, Ubuntu: python3 and python3-venv)")
+    )
+    what = tr("The engine needs Python {version} or newer, or uv, and none was found that can be used.").format(
+        version=dotted(OLDEST)
+    )
+    seen = [tr("Seen:"), *dict.fromkeys(reasons)] if reasons else []
+    return "\n".join([what, *seen, tr("Install one {get}, or name its program under 'Python or uv'.").format(get=get)])
 
 
 WHEEL = re.compile(r"(?P<name>[^-]+)-(?P<version>[^-]+)(-\d[^-]*)?-(?P<python>[^-]+)-(?P<abi>[^-]+)-[^-]+\.whl")

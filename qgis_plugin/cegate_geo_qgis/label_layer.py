@@ -28,6 +28,7 @@ from .layers import class_color
 from .outcome import EngineError
 from .protocol import ClassArea
 from .sources import LABEL_FIELD, text_of
+from .words import tr
 
 OWN = "cegate_geo/labels"
 """Property of layers that were made here: drawing asks for no form."""
@@ -58,7 +59,9 @@ def make_label_layer(
         problem = writer.errorMessage() if writer is not None else "unknown"
         del writer  # closes the file
         if problem:
-            raise EngineError(f"The label layer {path} could not be made: {problem}")
+            raise EngineError(
+                tr("The label layer {path} could not be made: {problem}").format(path=path, problem=problem)
+            )
         layer = QgsVectorLayer(f"{path}|layername=labels", name, "ogr")
     else:
         layer = QgsVectorLayer("MultiPolygon", name, "memory")
@@ -68,7 +71,7 @@ def make_label_layer(
             provider.addAttributes(list(fields))
         layer.updateFields()
     if not layer.isValid():
-        raise EngineError(f"The label layer {path or name} could not be made.")
+        raise EngineError(tr("The label layer {path} could not be made.").format(path=path or name))
     _style(layer, classes)
     layer.setCustomProperty(OWN, "1")
     return layer

@@ -122,26 +122,30 @@ class ClassMapStyler(_Styler):
             layer.setRenderer(QgsPalettedRasterRenderer(layer.dataProvider(), 1, entries))
 
 
-class ConfidenceStyler(_Styler):
+class LevelStyler(_Styler):
     """Grey from 0 (black) to 255 (white), not stretched to what happens to occur; to be looked at when asked for."""
 
     rank = 2
     is_shown = False
 
+    def __init__(self, classes: Sequence[ClassArea], *, group: str = "", band: int = 1) -> None:
+        super().__init__(classes, group=group)
+        self._band = band
+
     def style(self, layer: QgsMapLayer) -> None:
-        """Draw band 1 in grey."""
+        """Draw one band in grey."""
         if not isinstance(layer, QgsRasterLayer):
             return
         provider = layer.dataProvider()
         if provider is None:
             return
-        stretch = QgsContrastEnhancement(provider.dataType(1))
+        stretch = QgsContrastEnhancement(provider.dataType(self._band))
         stretch.setContrastEnhancementAlgorithm(
             QgsContrastEnhancement.ContrastEnhancementAlgorithm.StretchToMinimumMaximum
         )
         stretch.setMinimumValue(0)
         stretch.setMaximumValue(255)
-        renderer = QgsSingleBandGrayRenderer(provider, 1)
+        renderer = QgsSingleBandGrayRenderer(provider, self._band)
         renderer.setContrastEnhancement(stretch)
         layer.setRenderer(renderer)
 

@@ -19,6 +19,7 @@ from typing import Callable, Iterator, Mapping
 
 from .engine import READY
 from .outcome import EngineError
+from .words import tr
 
 
 class Place:
@@ -66,18 +67,20 @@ class Place:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             lock = self._lock_file.open("a+b")
         except OSError as error:
-            raise EngineError(f"The profile can't be written to: {error}.") from error
+            raise EngineError(tr("The profile can't be written to: {error}.").format(error=error)) from error
         with lock:
             try:
                 _lock(lock.fileno())
             except OSError as error:
-                raise EngineError("Another QGIS is setting up the engine of this profile. Wait for its end.") from error
+                raise EngineError(
+                    tr("Another QGIS is setting up the engine of this profile. Wait for its end.")
+                ) from error
             yield
 
     def _recover(self) -> None:
         """Tidy what a run left that was killed: half of an environment goes, a whole one that was set aside returns."""
         if self.folder.exists() and not self.is_ready():
-            self._say("An earlier set-up was not finished: starting afresh.")
+            self._say(tr("An earlier set-up was not finished: starting afresh."))
             _remove_tree(self.folder)
         if self._previous.exists():
             if self.folder.exists() or not (self._previous / READY).is_file():
@@ -94,7 +97,7 @@ class Place:
             self.scratch.mkdir()
             yield
         except OSError as error:
-            raise EngineError(f"The profile can't be written to: {error}.") from error
+            raise EngineError(tr("The profile can't be written to: {error}.").format(error=error)) from error
         finally:
             shutil.rmtree(self.scratch, ignore_errors=True)
 
@@ -116,7 +119,7 @@ class Place:
             _remove_tree(self.folder)
             if self._previous.exists():
                 _rename(self._previous, self.folder)
-                self._say("The engine that was installed before is back in its place.")
+                self._say(tr("The engine that was installed before is back in its place."))
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -140,14 +143,20 @@ def _remove_tree(path: Path) -> None:
     try:
         shutil.rmtree(path)
     except OSError as error:
-        raise EngineError(f"{path} can't be removed: {error}. Close running jobs and other QGIS windows.") from error
+        raise EngineError(
+            tr("{path} can't be removed: {error}. Close running jobs and other QGIS windows.").format(
+                path=path, error=error
+            )
+        ) from error
 
 
 def _rename(path: Path, target: Path) -> None:
     try:
         path.rename(target)
     except OSError as error:
-        raise EngineError(f"{path} is in use: {error}. Close running jobs and other QGIS windows.") from error
+        raise EngineError(
+            tr("{path} is in use: {error}. Close running jobs and other QGIS windows.").format(path=path, error=error)
+        ) from error
 
 
 if sys.platform == "win32":

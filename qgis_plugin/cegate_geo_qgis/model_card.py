@@ -9,6 +9,7 @@ from typing import Any, Mapping, Optional, Sequence
 
 from .outcome import EngineError
 from .protocol import parse_color
+from .words import tr
 
 TOLERANCE = 1.001
 """The engine's own: up to this factor beyond the range a scene counts as within."""
@@ -78,7 +79,9 @@ def read_card(told: Mapping[str, Any]) -> ModelCard:
             sources={} if set(contract.values()) <= {"manifest"} else {str(k): str(v) for k, v in contract.items()},
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise EngineError(f"What the engine says describes no model ({error!r} is missing or wrong).") from error
+        raise EngineError(
+            tr("What the engine says describes no model ({error!r} is missing or wrong).").format(error=error)
+        ) from error
 
 
 def metres(value: float) -> str:
@@ -88,25 +91,30 @@ def metres(value: float) -> str:
 
 def _gsd_text(card: ModelCard) -> str:
     if card.gsd_m is None:
-        return "not stated"
-    text = f"{metres(card.gsd_m)} per pixel"
-    return f"{text} ({metres(card.gsd_range_m[0])} to {metres(card.gsd_range_m[1])})" if card.gsd_range_m else text
+        return tr("not stated")
+    text = tr("{size} per pixel").format(size=metres(card.gsd_m))
+    if not card.gsd_range_m:
+        return text
+    low, high = card.gsd_range_m
+    return tr("{size} ({low} to {high})").format(size=text, low=metres(low), high=metres(high))
 
 
 def _rows(card: ModelCard) -> list[tuple[str, str]]:
     """What the card says, but for the classes; empty values are left out."""
-    miou = "" if card.validation_miou is None else f"{card.validation_miou:.3f}, on held-out parts of its training area"
+    miou = ""
+    if card.validation_miou is not None:
+        miou = tr("{miou:.3f}, on held-out parts of its training area").format(miou=card.validation_miou)
     rows = [
-        ("About", card.description),
-        ("Pixel size", _gsd_text(card)),
-        ("Bands", f"{', '.join(card.bands)} ({card.dtype})" if card.dtype else ", ".join(card.bands)),
-        ("Tile", f"{card.tile_size} px"),
-        ("Mean IoU", miou),
-        ("Parameters", f"{card.parameters:,}" if card.parameters else ""),
-        ("Licence", card.licence),
-        ("Attribution", card.attribution),
-        ("File", card.path),
-        *((f"From {key}", value) for key, value in card.sources.items()),
+        (tr("About"), card.description),
+        (tr("Pixel size"), _gsd_text(card)),
+        (tr("Bands"), f"{', '.join(card.bands)} ({card.dtype})" if card.dtype else ", ".join(card.bands)),
+        (tr("Tile"), f"{card.tile_size} px"),
+        (tr("Mean IoU"), miou),
+        (tr("Parameters"), f"{card.parameters:,}" if card.parameters else ""),
+        (tr("Licence"), card.licence),
+        (tr("Attribution"), card.attribution),
+        (tr("File"), card.path),
+        *((tr("From {key}").format(key=key), value) for key, value in card.sources.items()),
     ]
     return [(name, value) for name, value in rows if value]
 
@@ -114,7 +122,11 @@ def _rows(card: ModelCard) -> list[tuple[str, str]]:
 def card_lines(card: ModelCard) -> list[str]:
     """The card for a log."""
     names = [f"{c.id} {c.name}" for c in card.classes]
-    return [card.name, f"  Classes: {', '.join(names)}", *(f"  {name}: {value}" for name, value in _rows(card))]
+    return [
+        card.name,
+        f"  {tr('Classes')}: {', '.join(names)}",
+        *(f"  {name}: {value}" for name, value in _rows(card)),
+    ]
 
 
 def class_chip(item: CardClass) -> str:
@@ -138,7 +150,7 @@ def card_html(card: ModelCard) -> str:
     return (
         f'<html><head><meta charset="utf-8"><title>{escape(card.name)}</title></head>'
         f'<body style="font-family:sans-serif"><h2>{escape(card.name)}</h2>'
-        f"<table>{rows}</table><h3>Classes</h3><table>{classes}</table></body></html>"
+        f"<table>{rows}</table><h3>{escape(tr('Classes'))}</h3><table>{classes}</table></body></html>"
     )
 
 
@@ -164,34 +176,61 @@ def verdicts(card: ModelCard, *, gsd_m: Optional[float], band_count: int, dtypes
     need = len(card.bands)
     if band_count < need:
         found.append(
-            Verdict("bad", f"The model wants {need} bands ({', '.join(card.bands)}), the scene has {band_count}.")
+            Verdict(
+                "bad",
+                tr("The model wants {need} bands ({names}), the scene has {count}.").format(
+                    need=need, names=", ".join(card.bands), count=band_count
+                ),
+            )
         )
     elif band_count > need:
         found.append(
-            Verdict("note", f"The scene has {band_count} bands, the model takes {need}: {', '.join(card.bands)}.")
+            Verdict(
+                "note",
+                tr("The scene has {count} bands, the model takes {need}: {names}.").format(
+                    count=band_count, need=need, names=", ".join(card.bands)
+                ),
+            )
         )
     else:
-        found.append(Verdict("good", f"Bands: {', '.join(card.bands)}."))
+        found.append(Verdict("good", tr("Bands: {names}.").format(names=", ".join(card.bands))))
     if card.dtype == "uint8" and any(kind != "Byte" for kind in dtypes[:need]):
-        found.append(Verdict("bad", f"The model takes values of 8 bits, the scene holds {dtypes[0]}: scale it first."))
+        found.append(
+            Verdict(
+                "bad",
+                tr("The model takes values of 8 bits, the scene holds {dtype}: scale it first.").format(
+                    dtype=dtypes[0]
+                ),
+            )
+        )
     return found
 
 
 def _size_verdict(card: ModelCard, gsd_m: Optional[float]) -> Verdict:
     if gsd_m is None:
-        return Verdict("note", "The scene does not tell how large its pixels are: the model sees them as they are.")
+        return Verdict("note", tr("The scene does not tell how large its pixels are: the model sees them as they are."))
     if card.gsd_m is None:
-        return Verdict("note", f"The model does not say for which pixels it was made; the scene has {metres(gsd_m)}.")
+        return Verdict(
+            "note",
+            tr("The model does not say for which pixels it was made; the scene has {size}.").format(size=metres(gsd_m)),
+        )
     low, high = card.gsd_range_m or (card.gsd_m, card.gsd_m)
     low, high = low / TOLERANCE, high * TOLERANCE
-    wanted = f"the model was made for {_gsd_text(card)}"
+    wanted = tr("the model was made for {size}").format(size=_gsd_text(card))
     if low <= gsd_m <= high:
-        return Verdict("good", f"Pixels of {metres(gsd_m)}: {wanted}.")
+        return Verdict("good", tr("Pixels of {size}: {wanted}.").format(size=metres(gsd_m), wanted=wanted))
     if gsd_m < low / FAR or gsd_m > high * FAR:
-        return Verdict("bad", f"Pixels of {metres(gsd_m)} are far off: {wanted}.")
+        return Verdict("bad", tr("Pixels of {size} are far off: {wanted}.").format(size=metres(gsd_m), wanted=wanted))
     if gsd_m < low:
-        return Verdict("note", f"Pixels of {metres(gsd_m)} are smaller: {wanted}. They are resampled on the way.")
+        return Verdict(
+            "note",
+            tr("Pixels of {size} are smaller: {wanted}. They are resampled on the way.").format(
+                size=metres(gsd_m), wanted=wanted
+            ),
+        )
     return Verdict(
         "note",
-        f"Pixels of {metres(gsd_m)} are larger: {wanted}. They are resampled; detail that is not there stays missing.",
+        tr("Pixels of {size} are larger: {wanted}. They are resampled; detail that is not there stays missing.").format(
+            size=metres(gsd_m), wanted=wanted
+        ),
     )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Optional
 
 from qgis.core import (
@@ -12,24 +11,23 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProcessingOutputNumber,
     QgsProcessingOutputString,
-    QgsProcessingParameterFile,
-    QgsProcessingParameterFileDestination,
 )
 
-from .engine_algorithm import EngineAlgorithm, Parameters
+from . import parameters as ask
+from .engine_algorithm import EngineAlgorithm, Parameters, write_page
 from .model_card import card_html, card_lines, read_card
 from .outcome import EngineError
+from .words import mark, tr
 
 DEMO_MODEL = "buildings-drone-15cm"
 """Name of the model that comes with the engine."""
-MODEL_FILTER = "Models (*.onnx *.emd *.json);;All files (*)"
-HELP = """
+HELP = mark("""
 <p>Shows what a model is: its classes with colours, the pixel size and the bands that it was made for, its licence and
 whom to name.</p>
 <p>Any model that <i>Segment raster</i> takes can be asked: those of cegate-geo, Deepness, GeoDeep, geoai, an ArcGIS
 definition (.emd) or a STAC item of the MLM extension. Of a model of another tool the card says where each part was
 found.</p>
-""".replace("\n", " ").strip()
+""")
 
 
 class ModelInformation(EngineAlgorithm):
@@ -41,19 +39,19 @@ class ModelInformation(EngineAlgorithm):
 
     def displayName(self) -> str:
         """Shown in the toolbox."""
-        return self.tr("Model information")
+        return tr("Model information")
 
     def tags(self) -> list[str]:
         """Words that find the algorithm in the toolbox."""
-        return ["model", "card", "onnx", "classes", "legend", "licence", "info", "metadata", "stac", "mlm"]
+        return tr("model,card,onnx,classes,legend,licence,info,metadata,stac,mlm").split(",")
 
     def shortDescription(self) -> str:
         """Shown as a tooltip."""
-        return self.tr("Classes, pixel size, bands, licence and attribution of a model.")
+        return tr("Classes, pixel size, bands, licence and attribution of a model.")
 
     def shortHelpString(self) -> str:
         """Shown beside the parameters."""
-        return HELP
+        return self.help_text(HELP)
 
     def createInstance(self) -> ModelInformation:
         """A fresh one for each run."""
@@ -62,27 +60,24 @@ class ModelInformation(EngineAlgorithm):
     def initAlgorithm(self, configuration: Optional[Parameters] = None) -> None:
         """Declare the parameters."""
         del configuration
-        self.add(
-            QgsProcessingParameterFile(
-                "MODEL", self.tr("Model (empty: the demo model)"), optional=True, fileFilter=MODEL_FILTER
-            ),
-            self.tr("An ONNX file of cegate-geo, Deepness, GeoDeep or geoai, an .emd of ArcGIS, or a STAC item."),
+        self.declare(
+            [
+                ask.model_or_demo(),
+                (
+                    ask.page("HTML", tr("Card"), "HTML (*.html)", by_default=True),
+                    tr("The card as a page, shown in the Results Viewer."),
+                ),
+            ]
         )
-        self.add(
-            QgsProcessingParameterFileDestination("HTML", self.tr("Card"), "HTML (*.html)", None, True, True),
-            self.tr("The card as a page, shown in the Results Viewer."),
-        )
-        for name, label in (("NAME", "Name"), ("CLASSES", "Classes"), ("BANDS", "Bands"), ("LICENCE", "Licence")):
-            self.addOutput(QgsProcessingOutputString(name, self.tr(label)))
-        self.addOutput(QgsProcessingOutputNumber("GSD", self.tr("Metres per pixel")))
+        for name, label in (
+            ("NAME", tr("Name")), ("CLASSES", tr("Classes")), ("BANDS", tr("Bands")), ("LICENCE", tr("Licence")),
+        ):  # fmt: skip
+            self.addOutput(QgsProcessingOutputString(name, label))
+        self.addOutput(QgsProcessingOutputNumber("GSD", tr("Metres per pixel")))
 
-    def checkParameterValues(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[bool, Optional[str]]:
-        """What the dialog shows before anything runs."""
-        ok, message = super().checkParameterValues(parameters, context)
-        model = self.parameterAsFile(parameters, "MODEL", context)
-        if ok and model and not Path(model).is_file():
-            return False, f"The model {model} does not exist."
-        return ok, message
+    def check_values(self, parameters: Parameters, context: QgsProcessingContext) -> None:
+        """What can't work, before anything runs."""
+        self.given_file(parameters, "MODEL", context)
 
     def processAlgorithm(
         self, parameters: Parameters, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]
@@ -106,16 +101,3 @@ class ModelInformation(EngineAlgorithm):
         }
         page = self.parameterAsFileOutput(parameters, "HTML", context) if parameters.get("HTML") else ""
         return {**outputs, "HTML": write_page(page, card_html(card))} if page else outputs
-
-
-def write_page(path: str, text: str) -> str:
-    """Write a page and give its path.
-
-    Raises:
-        QgsProcessingException: If it can't be written.
-    """
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise QgsProcessingException(f"{path} can't be written: {error.strerror}.") from error
-    return path

@@ -8,15 +8,17 @@ from typing import Optional, Sequence
 from qgis.gui import QgsFileWidget
 from qgis.PyQt.QtWidgets import QDialog, QDialogButtonBox, QLabel, QPlainTextEdit, QVBoxLayout, QWidget
 
+from .words import tr
+
 
 class NewLabelsDialog(QDialog):
     """Modal: classes, one a line, and a file."""
 
     def __init__(self, classes: Sequence[str], path: str, parent: Optional[QWidget] = None) -> None:
         super().__init__(parent)
-        self.setWindowTitle(self.tr("New label layer"))
+        self.setWindowTitle(tr("New label layer"))
         self.names = QPlainTextEdit("\n".join(classes))
-        self.names.setToolTip(self.tr("Draw some polygons of each, also of the ground in between."))
+        self.names.setToolTip(tr("Draw some polygons of each, also of the ground in between."))
         self.file = QgsFileWidget()
         self.file.setStorageMode(QgsFileWidget.StorageMode.SaveFile)
         self.file.setFilter("GeoPackage (*.gpkg)")
@@ -26,9 +28,9 @@ class NewLabelsDialog(QDialog):
         self.buttons.accepted.connect(self.accept)
         self.buttons.rejected.connect(self.reject)
         layout = QVBoxLayout(self)
-        layout.addWidget(QLabel(self.tr("Classes, one a line, two at least:")))
+        layout.addWidget(QLabel(tr("Classes, one a line, two at least:")))
         layout.addWidget(self.names)
-        layout.addWidget(QLabel(self.tr("GeoPackage (empty: a layer in memory, lost with the project):")))
+        layout.addWidget(QLabel(tr("GeoPackage (empty: a layer in memory, lost with the project):")))
         layout.addWidget(self.file)
         layout.addWidget(self.buttons)
         self.names.textChanged.connect(self._check)

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from typing import Union
 
 from .protocol import PROTOCOL, Conversation, Done, Hello, Result
+from .words import mark, tr
 
 EXIT_CANCELLED = 130
-TRAIN_HINT = (
+TRAIN_HINT = mark(
     "This needs an engine with torch: run 'Set up the engine' in the Processing Toolbox with the variant 'train', or, "
     'where you installed the engine yourself, pip install "cegate-geo[cpu,train]".'
 )
-"""What to say where an engine can only predict."""
+
+
+def train_hint() -> str:
+    """What to say where an engine can only predict."""
+    return tr(TRAIN_HINT)
 
 
 class EngineError(Exception):
@@ -50,14 +55,17 @@ def check_hello(hello: Hello) -> None:
     """
     if hello.protocol == PROTOCOL:
         return
-    engine = (
-        "the engine: run 'Set up the engine' in the Processing Toolbox, or, where you installed it yourself, "
-        'pip install --upgrade "cegate-geo[cpu]"'
+    engine = tr(
+        "the engine: run 'Set up the engine' in the Processing Toolbox, or, where you installed "
+        'it yourself, pip install --upgrade "cegate-geo[cpu]"'
     )
-    update = engine if hello.protocol < PROTOCOL else f"the plugin to version {hello.version}"
+    update = (
+        engine if hello.protocol < PROTOCOL else tr("the plugin to version {version}").format(version=hello.version)
+    )
     raise EngineError(
-        f"The engine (version {hello.version}) speaks protocol {hello.protocol}, this plugin protocol {PROTOCOL}. "
-        f"Update {update}."
+        tr(
+            "The engine (version {version}) speaks protocol {protocol}, this plugin protocol {own}. Update {update}."
+        ).format(version=hello.version, protocol=hello.protocol, own=PROTOCOL, update=update)
     )
 
 
@@ -71,22 +79,26 @@ def conclude(said: Conversation, ending: Ending) -> Union[Result, Done]:
     if said.result is not None and said.hello is not None and ending.exit_code == 0 and not ending.crashed:
         return said.result
     if ending.cancelled:
-        raise EngineCancelledError("Cancelled. Nothing was written.")
+        raise EngineCancelledError(tr("Cancelled. Nothing was written."))
     if said.failure is not None:
         lacks = said.failure.code == "runtime-missing" and "cegate-geo[train]" in said.failure.hint
-        raise EngineError(f"{said.failure.message} {TRAIN_HINT}" if lacks else str(said.failure))
+        raise EngineError(f"{said.failure.message} {train_hint()}" if lacks else str(said.failure))
     what = _what_happened(said, ending)
     words = tail(ending.stderr) or "\n".join(said.strays)
-    raise EngineError(f"{what} Its last words:\n{words}" if words else f"{what} It left no message.")
+    raise EngineError(
+        tr("{what} Its last words:\n{words}").format(what=what, words=words)
+        if words
+        else tr("{what} It left no message.").format(what=what)
+    )
 
 
 def _what_happened(said: Conversation, ending: Ending) -> str:
     if ending.crashed:
-        return "The engine crashed, or was ended from outside (too little memory?). QGIS itself is unharmed."
+        return tr("The engine crashed, or was ended from outside (too little memory?). QGIS itself is unharmed.")
     if ending.exit_code == EXIT_CANCELLED:
-        return "The engine was cancelled from outside of QGIS."
+        return tr("The engine was cancelled from outside of QGIS.")
     if ending.exit_code != 0:
-        return f"The engine failed with exit code {ending.exit_code}."
+        return tr("The engine failed with exit code {code}.").format(code=ending.exit_code)
     if said.hello is None:
-        return "What was started is not the engine: it never said hello. Check the engine's setting."
-    return "The engine ended without a result."
+        return tr("What was started is not the engine: it never said hello. Check the engine's setting.")
+    return tr("The engine ended without a result.")

@@ -15,6 +15,7 @@ from .engine_algorithm import current_engine, engine_environment
 from .model_card import ModelCard, Verdict, class_chip, metres, read_card
 from .model_information import DEMO_MODEL
 from .outcome import EngineError
+from .words import tr
 
 Answer = Union[ModelCard, EngineError]
 MARKS = {"good": ("✓", "#2e7d32"), "note": ("●", "#b26a00"), "bad": ("✗", "#c62828")}
@@ -26,7 +27,7 @@ class _CardTask(QgsTask):
         super().__init__("CEGate-Geo: " + Path(model).name, QgsTask.Flag.CanCancel)
         self._command, self._model, self._when_done = command, model, when_done
         self._environment = engine_environment()
-        self._answer: Answer = EngineError("The engine was not asked.")
+        self._answer: Answer = EngineError(tr("The engine was not asked."))
 
     def run(self) -> bool:
         """In another thread."""
@@ -63,7 +64,9 @@ class CardShelf:
             engine = current_engine()
             changed = Path(model).stat().st_mtime if model else 0.0
         except (EngineError, OSError) as error:
-            return error if isinstance(error, EngineError) else EngineError(f"{model} can't be read: {error.strerror}.")
+            if isinstance(error, EngineError):
+                return error
+            return EngineError(tr("{model} can't be read: {why}.").format(model=model, why=error.strerror))
         key = (engine.program, model, changed)
         tasks = QgsApplication.taskManager()
         if key in self._cards or key in self._tasks or tasks is None:
@@ -89,13 +92,13 @@ class CardShelf:
 def short_html(card: ModelCard, found: Sequence[Verdict]) -> str:
     """The card and whether it suits the scene, for a narrow panel."""
     classes = ", ".join(class_chip(item) for item in card.classes[:24])
-    more = f" and {len(card.classes) - 24} more" if len(card.classes) > 24 else ""
+    more = tr(" and {count} more").format(count=len(card.classes) - 24) if len(card.classes) > 24 else ""
     lines = [f"<b>{escape(card.name)}</b>"]
     lines += [escape(card.description)] if card.description else []
     lines += [f"{classes}{more}"]
-    size = "" if card.gsd_m is None else f"{metres(card.gsd_m)} per pixel; "
+    size = "" if card.gsd_m is None else tr("{size} per pixel; ").format(size=metres(card.gsd_m))
     lines += [f"{size}{escape(', '.join(card.bands))}"]
-    lines += [f"Licence: {escape(card.licence)}"] if card.licence else []
+    lines += [tr("Licence: {licence}").format(licence=escape(card.licence))] if card.licence else []
     lines += [f"<small>{escape(card.attribution)}</small>"] if card.attribution else []
     text = "".join(f'<p style="margin:2px 0">{line}</p>' for line in lines)
     for verdict in found:

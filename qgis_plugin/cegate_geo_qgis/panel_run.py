@@ -20,6 +20,7 @@ from qgis.core import (
 from qgis.PyQt.QtCore import QObject, pyqtSignal
 
 from .engine_algorithm import Parameters
+from .words import tr
 
 PATIENCE_S = 3.0
 """How long the end of the plugin waits for a run that it has cancelled."""
@@ -29,6 +30,8 @@ class Words(QgsProcessingFeedback):
     """Feedback whose words reach the window's thread as signals."""
 
     said = pyqtSignal(str)
+    stepped = pyqtSignal(str)
+    """Where a run is, in words."""
 
     def __init__(self) -> None:
         super().__init__(False)
@@ -39,13 +42,18 @@ class Words(QgsProcessingFeedback):
         """A line for the log."""
         self.said.emit(info or "")
 
+    def setProgressText(self, text: Optional[str]) -> None:
+        """Where the run is, also for the log."""
+        self.said.emit(text or "")
+        self.stepped.emit(text or "")
+
     def pushCommandInfo(self, info: Optional[str]) -> None:
         """A command line for the log."""
         self.said.emit(info or "")
 
     def pushWarning(self, warning: Optional[str]) -> None:
         """A warning for the log."""
-        self.said.emit(f"Warning: {warning}")
+        self.said.emit(tr("Warning: {warning}").format(warning=warning))
 
     def reportError(self, error: Optional[str], fatalError: bool = False) -> None:
         """What went wrong."""
@@ -81,6 +89,8 @@ class PanelRun(QObject):
     """Percent."""
     said = pyqtSignal(str)
     """A line for the log."""
+    stepped = pyqtSignal(str)
+    """Where the run is, in words."""
     ended = pyqtSignal(bool, str)
     """Whether it went well, and why not."""
 
@@ -104,12 +114,12 @@ class PanelRun(QObject):
             when_done: Called in the window's thread with the results, after layers were loaded.
         """
         if self._running is not None:
-            return self.tr("Something is running already.")
+            return tr("Something is running already.")
         registry = QgsApplication.processingRegistry()
         algorithm = registry.createAlgorithmById(algorithm_id) if registry is not None else None
         tasks = QgsApplication.taskManager()
         if algorithm is None or tasks is None:
-            return self.tr("The Processing provider CEGate-Geo is not active.")
+            return tr("The Processing provider CEGate-Geo is not active.")
         feedback = Words()
         context = dataobjects.createContext(feedback)
         for ok, why in (algorithm.canExecute(), algorithm.checkParameterValues(parameters, context)):
@@ -117,6 +127,7 @@ class PanelRun(QObject):
                 return str(why)
         running = _Running(algorithm, parameters, context, feedback, when_done)
         feedback.said.connect(self.said)
+        feedback.stepped.connect(self.stepped)
         feedback.progressChanged.connect(self.moved)
         running.task = QgsProcessingAlgRunnerTask(algorithm, parameters, context, feedback)
         running.task.executed.connect(self._executed)
@@ -140,6 +151,7 @@ class PanelRun(QObject):
             return
         running.task.executed.disconnect(self._executed)
         running.feedback.said.disconnect(self.said)
+        running.feedback.stepped.disconnect(self.stepped)
         running.feedback.progressChanged.disconnect(self.moved)
         _left_behind.append(running)
         task = running.task
@@ -158,12 +170,12 @@ class PanelRun(QObject):
             return
         if not ok:
             cancelled = running.feedback.isCanceled()
-            usual = self.tr("Cancelled.") if cancelled else self.tr("It failed, and left no message.")
+            usual = tr("Cancelled.") if cancelled else tr("It failed, and left no message.")
             self.ended.emit(False, running.feedback.problem or usual)
             return
         if not running.is_welcome:
             places = ", ".join(str(value) for value in results.values() if isinstance(value, str))
-            text = self.tr("The project was closed meanwhile, so nothing was loaded. Results:")
+            text = tr("The project was closed meanwhile, so nothing was loaded. Results:")
             self.ended.emit(True, f"{text} {places}")
             return
         handleAlgorithmResults(running.algorithm, running.context, running.feedback, False, running.parameters)

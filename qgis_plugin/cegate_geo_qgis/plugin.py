@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from qgis.core import QgsApplication
-from qgis.PyQt.QtCore import QCoreApplication, Qt
+from qgis.PyQt.QtCore import QCoreApplication, Qt, QTranslator
 
 from .provider import PROVIDER_ID, CegateGeoProvider
+from .words import CONTEXT, tr, translate_by
 
 if TYPE_CHECKING:
     from qgis.gui import QgisInterface
@@ -27,6 +29,8 @@ class CegateGeoPlugin:
         self.panel: Optional[Panel] = None
         self._iface = iface
         self._action: Optional[QAction] = None
+        self._translator = _load_translation()
+        translate_by(lambda text: QCoreApplication.translate(CONTEXT, text))
 
     def initProcessing(self) -> None:
         """Add the provider. All that `qgis_process` calls; it has no window."""
@@ -49,7 +53,7 @@ class CegateGeoPlugin:
         self._action = self.panel.toggleViewAction()
         if self._action is not None and self.provider is not None:
             self._action.setIcon(self.provider.icon())
-            self._action.setText(QCoreApplication.translate("CegateGeo", "CEGate-Geo panel"))
+            self._action.setText(tr("CEGate-Geo panel"))
             self._iface.addToolBarIcon(self._action)
             self._iface.addPluginToRasterMenu(MENU, self._action)
 
@@ -67,3 +71,15 @@ class CegateGeoPlugin:
         if self.provider is not None and registry is not None:
             registry.removeProvider(PROVIDER_ID)  # by id: at the end of QGIS it may be gone already
         self.provider = None
+        if self._translator is not None:
+            QCoreApplication.removeTranslator(self._translator)
+            self._translator = None
+
+
+def _load_translation() -> Optional[QTranslator]:
+    """The plugin's texts in the language that QGIS runs in; None where there is no such file."""
+    translator = QTranslator()
+    folder = Path(__file__).with_name("i18n")
+    if not translator.load(f"cegate_geo_qgis_{QgsApplication.locale()}", str(folder)):  # de_AT: else de
+        return None
+    return translator if QCoreApplication.installTranslator(translator) else None

@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from .engine import EngineCommand
+from .model_use import ModelUse, Option, as_words
+from .outcome import EngineError
+from .words import tr
 
 EVENTS = ("--events", "jsonl")
 """Makes the engine speak the protocol instead of drawing a bar."""
 RASTER_SUFFIXES = ("tif", "tiff")
 VECTOR_SUFFIXES = ("gpkg", "fgb")
 """What the engine writes."""
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt", "openvino", "coreml", "directml")
-STITCHES = ("blend", "crop")
 GRIDS = ("source", "model")
-RESAMPLINGS = ("auto", "always", "never")
+AS_THE_MODEL_SAYS = ModelUse()
+OWN_OPTIONS = ("-o", "--output", "--events", "--dry-run", "--shard", "--resume", "--no-resume")
+"""Not to be given as further options: the plugin depends on them."""
 
 
 @dataclass(frozen=True)
@@ -30,61 +33,65 @@ class PredictJob:
 
     scene: str
     output: str
-    model: str = ""
+    use: ModelUse = AS_THE_MODEL_SAYS
     vector: str = ""
     confidence: str = ""
+    probabilities: str = ""
     aoi: str = ""
     """FILE or FILE|layer."""
-    bands: tuple[int, ...] = ()
-    """From 1, in the order of the model's bands."""
-    nodata: str = ""
-    """One number, or one a band: '255' or '255,255,255'."""
+    invert_aoi: bool = False
     min_area_m2: Optional[float] = None
     simplify_m: Optional[float] = None
     vector_classes: str = ""
     """Names or ids with commas between; empty for all."""
-    provider: str = "auto"
-    stitch: str = "blend"
     gsd: str = "source"
-    resample: str = "auto"
-    tile_size: Optional[int] = None
-    halo: Optional[int] = None
     batch_size: Optional[int] = None
-    threads: Optional[int] = None
     max_memory_mb: Optional[int] = None
     overwrite: bool = True
     force: bool = False
+    extra: tuple[str, ...] = ()
+    """Further options, as they would be typed."""
 
     def arguments(self) -> list[str]:
         """Everything behind `cegate-geo`, without the option that turns events on."""
-        options: list[tuple[str, object]] = [
-            ("--model", self.model),
+        options: list[Option] = [
             ("--vector", self.vector),
             ("--confidence", self.confidence),
+            ("--probabilities", self.probabilities),
             ("--aoi", self.aoi),
-            ("--bands", ",".join(str(band) for band in self.bands)),
-            ("--nodata", self.nodata),
             ("--min-area", None if self.min_area_m2 is None else f"{self.min_area_m2:g}"),
             ("--simplify", None if self.simplify_m is None else f"{self.simplify_m:g}"),
             ("--vector-classes", self.vector_classes),
-            ("--provider", "" if self.provider == "auto" else self.provider),
-            ("--stitch", "" if self.stitch == "blend" else self.stitch),
             ("--gsd", "" if self.gsd == "source" else self.gsd),
-            ("--resample", "" if self.resample == "auto" else self.resample),
-            ("--tile-size", self.tile_size),
-            ("--halo", self.halo),
             ("--batch-size", self.batch_size),
-            ("--threads", self.threads),
             ("--max-memory", None if self.max_memory_mb is None else f"{self.max_memory_mb}M"),
         ]
-        words = ["predict", self.scene, "--output", self.output]
-        for name, value in options:
-            if value is not None and value != "":
-                words += [f"{name}={value}"]  # with '=', so that a negative number is no option
+        words = ["predict", self.scene, "--output", self.output, *self.use.arguments(), *as_words(options)]
+        words += ["--invert-aoi"] if self.invert_aoi and self.aoi else []
         words += ["--no-resume"]  # QGIS has no place to say what is left of a run that was cancelled
         words += ["--overwrite"] if self.overwrite else []
         words += ["--force"] if self.force else []
-        return words
+        return words + list(self.extra)
+
+
+def further_options(text: str) -> tuple[str, ...]:
+    """Options as they were typed, in words.
+
+    Raises:
+        EngineError: If a quote has no partner, or the plugin itself depends on one of them.
+    """
+    try:
+        words = tuple(shlex.split(text))
+    except ValueError as error:
+        raise EngineError(
+            tr("The further options {text!r} can't be read: {error}.").format(text=text, error=error)
+        ) from error
+    taken = [word for word in words if word.partition("=")[0] in OWN_OPTIONS]
+    if taken:
+        raise EngineError(
+            tr("{option} can't be among the further options: the plugin itself sets it.").format(option=taken[0])
+        )
+    return words
 
 
 def remove_remains(output: str, pid: int) -> None:
@@ -108,5 +115,7 @@ def nodata_problem(text: str) -> str:
         try:
             float(part)
         except ValueError:
-            return f"Nodata {text!r} is no number. Write one, or one for each band: 255 or 255,255,255, or nan."
+            return tr(
+                "Nodata {text!r} is no number. Write one, or one for each band: 255 or 255,255,255, or nan."
+            ).format(text=text)
     return ""

@@ -83,7 +83,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Done:
-    """Another command than `predict` is done."""
+    """Another command than `predict` is done, or only its forecast."""
 
     command: str
     values: Mapping[str, Any]
@@ -142,6 +142,8 @@ def _event(item: Mapping[str, Any]) -> Optional[Event]:
         return Failure(str(item.get("code", "")), str(item["message"]), str(item.get("hint") or ""))
     if kind == "result" and "command" in item:
         return Done(str(item["command"]), {k: v for k, v in item.items() if k not in ("event", "command")})
+    if kind == "result" and item.get("dry_run"):
+        return Done("predict", {k: v for k, v in item.items() if k not in ("event", "dry_run")})
     if kind == "result":
         return Result(
             output=str(item["output"]),

@@ -10,12 +10,14 @@ from qgis.core import QgsProcessingProvider
 from qgis.PyQt.QtGui import QIcon
 
 from .adapt_model import AdaptModel
+from .check_model import CheckModel
 from .engine import SETTING
 from .evaluate import Evaluate
 from .model_information import ModelInformation
 from .predict_job import RASTER_SUFFIXES, VECTOR_SUFFIXES
 from .segment_raster import SegmentRaster
 from .set_up_engine import SetUpEngine
+from .words import tr
 
 PROVIDER_ID = "cegate_geo"
 """Never changes: saved models and scripts hold it."""
@@ -34,7 +36,7 @@ class CegateGeoProvider(QgsProcessingProvider):
 
     def longName(self) -> str:
         """Shown where there is room."""
-        return "CEGate-Geo: segmentation of rasters of any size"
+        return tr("CEGate-Geo: segmentation of rasters of any size")
 
     def icon(self) -> QIcon:
         """The plugin's own picture."""
@@ -47,7 +49,7 @@ class CegateGeoProvider(QgsProcessingProvider):
             Setting(
                 self.name(),
                 SETTING,
-                "Engine: command, Python interpreter or virtual environment (empty: look for it)",
+                tr("Engine: command, Python interpreter or virtual environment (empty: look for it)"),
                 "",
                 valuetype=Setting.FILE,
             )
@@ -62,7 +64,7 @@ class CegateGeoProvider(QgsProcessingProvider):
 
     def loadAlgorithms(self) -> None:
         """Called by `refreshAlgorithms`."""
-        for algorithm in (SegmentRaster, AdaptModel, Evaluate, ModelInformation, SetUpEngine):
+        for algorithm in (SegmentRaster, AdaptModel, Evaluate, CheckModel, ModelInformation, SetUpEngine):
             self.addAlgorithm(algorithm())
 
     def supportedOutputRasterLayerExtensions(self) -> list[str]:

@@ -21,6 +21,7 @@ from qgis.core import (
 )
 
 from .sources import pixel_window
+from .words import tr
 
 WEB_MAPS = ("wms", "arcgismapserver")
 """Providers that draw pictures of any size; XYZ and WMTS layers are of the first."""
@@ -83,12 +84,14 @@ class Snapshot:
         provider, renderer = layer.dataProvider(), layer.renderer()
         copy = provider.clone() if provider is not None else None
         if copy is None:
-            raise QgsProcessingException(f"The layer '{layer.name()}' is not usable.")
+            raise QgsProcessingException(tr("The layer '{name}' is not usable.").format(name=layer.name()))
         self._pipe = QgsRasterPipe()
         self._pipe.set(copy)
         if self.is_web_map:
             if extent is None:
-                raise QgsProcessingException(f"The layer '{layer.name()}' is a web map: choose an Extent.")
+                raise QgsProcessingException(
+                    tr("The layer '{name}' is a web map: choose an Extent.").format(name=layer.name())
+                )
             if renderer is not None:
                 self._pipe.set(renderer.clone())
             self._extent = extent
@@ -117,10 +120,16 @@ class Snapshot:
         pixels = self._columns * self._rows
         if pixels > MOST_PIXELS:
             raise QgsProcessingException(
-                f"{self._columns:,} x {self._rows:,} px of '{self._name}' are too many to fetch: choose a smaller "
-                "extent or a larger pixel size."
+                tr(
+                    "{columns:,} x {rows:,} px of '{name}' are too many to fetch: choose a smaller extent or "
+                    "a larger pixel size."
+                ).format(columns=self._columns, rows=self._rows, name=self._name)
             )
-        feedback.pushInfo(f"Saving {self._columns:,} x {self._rows:,} px of the layer '{self._name}' to a file ...")
+        feedback.pushInfo(
+            tr("Saving {columns:,} x {rows:,} px of the layer '{name}' to a file ...").format(
+                columns=self._columns, rows=self._rows, name=self._name
+            )
+        )
         path = QgsProcessingUtils.generateTempFilename("scene.tif")
         writer = QgsRasterFileWriter(path)
         writer.setOutputFormat("GTiff")
@@ -134,15 +143,19 @@ class Snapshot:
         finally:
             feedback.canceled.disconnect(watch.cancel)
         if feedback.isCanceled():
-            raise QgsProcessingException("Cancelled. Nothing was written.")
+            raise QgsProcessingException(tr("Cancelled. Nothing was written."))
         complaints = [text for text in watch.errors() if text]
         if problem != QgsRasterFileWriter.NoError or complaints:
             why = "; ".join(complaints[:3]) or str(problem)
-            raise QgsProcessingException(f"The layer '{self._name}' could not be saved for the engine: {why}.")
+            raise QgsProcessingException(
+                tr("The layer '{name}' could not be saved for the engine: {why}.").format(name=self._name, why=why)
+            )
         return path
 
     def _measure(self, pixel_size_m: Optional[float]) -> None:
         if self._scale is None or not pixel_size_m:
-            raise QgsProcessingException(f"The CRS of '{self._name}' does not tell the size of a pixel on the ground.")
+            raise QgsProcessingException(
+                tr("The CRS of '{name}' does not tell the size of a pixel on the ground.").format(name=self._name)
+            )
         self._columns = max(1, round(self._extent.width() * self._scale[0] / pixel_size_m))
         self._rows = max(1, round(self._extent.height() * self._scale[1] / pixel_size_m))

@@ -16,6 +16,8 @@ from qgis.PyQt.QtCore import QProcess, QProcessEnvironment
 from .engine import EngineCommand
 from .outcome import Ending, EngineError, check_hello, conclude
 from .protocol import CREEP, Conversation, Done, Event, Hello, Notice, Progress, Result
+from .runtime_words import ToldSteps, describe_seconds
+from .words import tr
 
 STDERR_KEPT = 64 * 1024
 """Bytes of standard error that are kept, from its end."""
@@ -30,6 +32,9 @@ class Feedback(Protocol):
     def setProgress(self, progress: float) -> None:
         """Percent, 0 to 100."""
 
+    def setProgressText(self, text: Optional[str]) -> None:
+        """Where the run is, in words; goes to the log, too."""
+
     def pushInfo(self, info: Optional[str]) -> None:
         """A line for the log."""
 
@@ -42,18 +47,18 @@ class Feedback(Protocol):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for what, in seconds. Cancelling ends in less than a second, also where the engine is deaf."""
+    """How long to wait for what, in seconds. Cancelling ends within half a second, also where the engine is deaf."""
 
     start_s: float = 10.0
     """Until the system has started the process."""
     hello_s: float = 120.0
     """Until the engine has said hello: a first start on a slow disk compiles all its modules."""
     poll_s: float = 0.05
-    cancel_s: float = 0.5
+    cancel_s: float = 0.2
     """After the line `cancel`, before it is asked to terminate."""
-    saving_s: float = 0.5
+    saving_s: float = 0.2
     """The same once it has told progress: training needs the rest of a step, and saves its state."""
-    terminate_s: float = 0.3
+    terminate_s: float = 0.1
     """After that, before it is killed."""
 
 
@@ -120,8 +125,9 @@ class _Run:
         self._process.start(command.program, [*command.arguments, *arguments])
         if not self._process.waitForStarted(round(self._patience.start_s * 1000)):
             raise EngineError(
-                f"The engine {command.program!r}, named by {command.origin}, can't be started: "
-                f"{self._process.errorString()}."
+                tr("The engine {program!r}, named by {origin}, can't be started: {error}.").format(
+                    program=command.program, origin=command.origin, error=self._process.errorString()
+                )
             )
         self._pid = self._process.processId()  # 0 once the process has ended
 
@@ -144,17 +150,19 @@ class _Run:
     def _show(self, event: Event) -> None:
         if isinstance(event, Hello):
             check_hello(event)
-            self._feedback.pushInfo(f"CEGate-Geo engine {event.version}")
+            self._feedback.pushInfo(tr("CEGate-Geo engine {version}").format(version=event.version))
         elif isinstance(event, Progress):
             self._percent = max(self._percent, 100.0 * event.fraction)
             self._has_begun = True
             if event.loss is not None:
                 line = self._told.line(event)
                 if line:
-                    self._feedback.pushInfo(line)
+                    self._feedback.setProgressText(line)
             elif not self._announced and event.eta_s is not None:
                 self._announced = True
-                self._feedback.pushInfo(f"{event.total} tiles, about {describe_seconds(event.eta_s)} left")
+                self._feedback.pushInfo(
+                    tr("{total} tiles, about {time} left").format(total=event.total, time=describe_seconds(event.eta_s))
+                )
         elif isinstance(event, Notice):
             self._feedback.pushWarning(event.message)
 
@@ -168,8 +176,9 @@ class _Run:
                 self._process.waitForBytesWritten(round(self._patience.poll_s * 1000))
             elif self.said.hello is None and now - self._begun > self._patience.hello_s:
                 raise EngineError(
-                    f"The engine has not said hello within {describe_seconds(self._patience.hello_s)}. "
-                    "Check the engine's setting."
+                    tr("The engine has not said hello within {time}. Check the engine's setting.").format(
+                        time=describe_seconds(self._patience.hello_s)
+                    )
                 )
             return
         waited = now - self._cancelled
@@ -197,36 +206,4 @@ class _Run:
         if after_crash is not None and self._pid and self._process.exitStatus() == QProcess.ExitStatus.CrashExit:
             after_crash(self._pid)
         for line in self.said.strays:
-            self._feedback.pushDebugInfo(f"engine: {line}")
-
-
-class ToldSteps:
-    """Which steps of a training are worth a line in the log: after each twentieth of them, and each validation."""
-
-    PARTS = 20
-
-    def __init__(self) -> None:
-        self._part = -1
-        self._miou: Optional[float] = None
-
-    def line(self, at: Progress) -> str:
-        """The line for a step; empty where it is not worth one."""
-        part = int(at.fraction * self.PARTS)
-        if at.loss is None or (part == self._part and at.miou == self._miou):
-            return ""
-        words = [f"step {at.done} of {at.total}: loss {at.loss:.3f}"]
-        if at.miou is not None:
-            words.append(f"validation mIoU {at.miou:.3f}")
-        if at.eta_s and at.done < at.total:
-            words.append(f"about {describe_seconds(at.eta_s)} left")
-        self._part, self._miou = part, at.miou
-        return ", ".join(words)
-
-
-def describe_seconds(seconds: float) -> str:
-    """'45 s', '3 min', '2 h 05 min'."""
-    whole = max(round(seconds), 1)
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(whole / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+            self._feedback.pushDebugInfo(tr("engine: {line}").format(line=line))

@@ -30,12 +30,13 @@ from .interpreters import host_folders
 from .network import Network, Proxy
 from .outcome import EngineError
 from .setup_recipe import EXTRAS, Recipe, plugin_version
+from .words import mark, tr
 
 Definition = QgsProcessingParameterDefinition
 ACTIONS = ("install", "check", "remove")
 INDEX = "https://pypi.org/simple/"
 """For this address QGIS is asked which proxy to take."""
-HELP = """
+HELP = mark("""
 <p>Installs <i>cegate-geo</i>, the engine that does the work, into a Python environment of its own in your QGIS profile.
 QGIS' own Python and its packages are not touched. Run it again after an update of this plugin.</p>
 <h3>What it needs</h3>
@@ -47,7 +48,7 @@ that file, what it needs from the index. With a <b>folder of wheels</b>: all fro
 <h3>When it fails</h3>
 <p>The log says what is missing. Nothing half-made is left: the engine that was there before still is. Run it again when
 the cause is mended; what was downloaded is not fetched twice.</p>
-""".replace("\n", " ").strip()
+""")
 
 
 class SetUpEngine(EngineAlgorithm):
@@ -63,19 +64,19 @@ class SetUpEngine(EngineAlgorithm):
 
     def displayName(self) -> str:
         """In the toolbox."""
-        return "Set up the engine"
+        return tr("Set up the engine")
 
     def shortDescription(self) -> str:
         """The tooltip in the toolbox."""
-        return "Install, check or remove the engine that does the work, apart from QGIS."
+        return tr("Install, check or remove the engine that does the work, apart from QGIS.")
 
     def tags(self) -> list[str]:
         """What the toolbox' search finds it by."""
-        return ["install", "update", "remove", "engine", "python", "environment", "offline", "wheel", "uv", "pip"]
+        return tr("install,update,remove,engine,python,environment,offline,wheel,uv,pip").split(",")
 
     def shortHelpString(self) -> str:
         """Beside the parameters."""
-        return HELP
+        return self.help_text(HELP)
 
     def canExecute(self) -> tuple[bool, Optional[str]]:
         """Always: it makes what the others need."""
@@ -85,40 +86,37 @@ class SetUpEngine(EngineAlgorithm):
         """Declare the parameters."""
         behaviours = QgsProcessingParameterFile.Behavior
         self.add(
-            QgsProcessingParameterEnum("ACTION", "What to do", ACTIONS, False, "install", False, True),
-            "'install' makes the environment, in the place of an older one; 'check' asks the installed engine; "
-            "'remove' deletes the environment.",
+            QgsProcessingParameterEnum("ACTION", tr("What to do"), ACTIONS, False, "install", False, True),
+            tr(
+                "'install' makes the environment, in the place of an older one; 'check' asks the "
+                "installed engine; 'remove' deletes the environment."
+            ),
         )
         self.add(
-            QgsProcessingParameterEnum("VARIANT", "Variant", list(EXTRAS), False, "cpu", False, True),
-            "'cpu' runs everywhere; 'gpu' is for NVIDIA cards, with CUDA and cuDNN on this computer; 'train' predicts "
-            "on the CPU and adapts models too.",
+            QgsProcessingParameterEnum("VARIANT", tr("Variant"), list(EXTRAS), False, "cpu", False, True),
+            tr(
+                "'cpu' runs everywhere; 'gpu' is for NVIDIA cards, with CUDA and cuDNN on this computer; "
+                "'train' predicts on the CPU and adapts models too."
+            ),
         )
         self.add(
-            QgsProcessingParameterFile("WHEEL", "Wheel of the engine", behaviours.File, "whl", None, True),
-            "A file cegate_geo-VERSION-py3-none-any.whl. What it needs comes from the package index.",
+            QgsProcessingParameterFile("WHEEL", tr("Wheel of the engine"), behaviours.File, "whl", None, True),
+            tr("A file cegate_geo-VERSION-py3-none-any.whl. What it needs comes from the package index."),
         )
         self.add(
-            QgsProcessingParameterFile("FOLDER", "Folder of wheels (offline)", behaviours.Folder, "", None, True),
-            "A folder that `pip download` filled, on the same kind of system and Python. No network is used.",
+            QgsProcessingParameterFile("FOLDER", tr("Folder of wheels (offline)"), behaviours.Folder, "", None, True),
+            tr("A folder that `pip download` filled, on the same kind of system and Python. No network is used."),
         )
-        python = QgsProcessingParameterFile("PYTHON", "Python or uv (empty: look for one)", optional=True)
+        python = QgsProcessingParameterFile("PYTHON", tr("Python or uv (empty: look for one)"), optional=True)
         python.setFlags(python.flags() | Definition.FlagAdvanced)
-        self.add(python, "The program of a Python 3.11 or newer, or of uv. Never QGIS' own.")
-        self.addOutput(QgsProcessingOutputString("ENGINE", "Folder of the engine"))
-        self.addOutput(QgsProcessingOutputString("VERSION", "Version of the engine"))
+        self.add(python, tr("The program of a Python 3.11 or newer, or of uv. Never QGIS' own."))
+        self.addOutput(QgsProcessingOutputString("ENGINE", tr("Folder of the engine")))
+        self.addOutput(QgsProcessingOutputString("VERSION", tr("Version of the engine")))
 
-    def checkParameterValues(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[bool, Optional[str]]:
-        """What the dialog shows before anything runs."""
-        ok, message = super().checkParameterValues(parameters, context)
-        if not ok:
-            return ok, message
-        try:
-            if self.parameterAsEnumString(parameters, "ACTION", context) == "install":
-                self._recipe(parameters, context).check()
-        except EngineError as error:
-            return False, str(error)
-        return True, ""
+    def check_values(self, parameters: Parameters, context: QgsProcessingContext) -> None:
+        """What can't work, before anything runs."""
+        if self.parameterAsEnumString(parameters, "ACTION", context) == "install":
+            self._recipe(parameters, context).check()
 
     def _recipe(self, parameters: Parameters, context: QgsProcessingContext) -> Recipe:
         def path(name: str) -> Optional[Path]:
@@ -156,7 +154,8 @@ class SetUpEngine(EngineAlgorithm):
         try:
             if action == "remove":
                 removed = setup.remove()
-                feedback.pushInfo(f"{managed_environment()} was {'removed' if removed else 'not there'}.")
+                said = tr("{folder} was removed.") if removed else tr("{folder} was not there.")
+                feedback.pushInfo(said.format(folder=managed_environment()))
                 return {}
             engine = setup.check() if action == "check" else setup.set_up(self._recipe(parameters, context))
         except EngineError as error:
@@ -169,13 +168,19 @@ def _report(engine: Engine, feedback: QgsProcessingFeedback) -> None:
     advice = version_advice(engine, plugin_version())
     if advice:
         feedback.pushWarning(advice)
-    feedback.pushInfo(f"The engine {engine.version} in {engine.folder} is ready.")
+    feedback.pushInfo(
+        tr("The engine {version} in {folder} is ready.").format(version=engine.version, folder=engine.folder)
+    )
     for text, origin in (
-        (ProcessingConfig.getSetting(SETTING), "the setting 'Engine' of the provider"),
-        (os.environ.get(SETTING), f"the variable {SETTING}"),
+        (ProcessingConfig.getSetting(SETTING), tr("the setting 'Engine' of the provider")),
+        (os.environ.get(SETTING), tr("the variable {name}").format(name=SETTING)),
     ):
         if text and str(text).strip():
-            feedback.pushWarning(f"{origin} names another engine, {text}, which goes first: empty it to use this one.")
+            feedback.pushWarning(
+                tr("{origin} names another engine, {text}, which goes first: empty it to use this one.").format(
+                    origin=origin, text=text
+                )
+            )
 
 
 def qgis_network() -> Network:

@@ -12,6 +12,7 @@ from typing import Optional
 from .child import module_words
 from .interpreters import OLDEST, Maker, dotted, wheel_pythons, wheel_versions
 from .outcome import EngineError
+from .words import tr
 
 PACKAGE = "cegate-geo"
 EXTRAS = {"cpu": "cpu", "gpu": "gpu", "train": "cpu,train"}
@@ -37,17 +38,27 @@ class Recipe:
     def check(self) -> None:
         """Raise EngineError where it can't work, before anything is touched."""
         if self.wheel is not None and self.folder is not None:
-            raise EngineError("Give a wheel or a folder of wheels, not both: the folder may hold the engine's wheel.")
+            raise EngineError(
+                tr("Give a wheel or a folder of wheels, not both: the folder may hold the engine's wheel.")
+            )
         if self.wheel is not None and not (self.wheel.is_file() and self.wheel.suffix == ".whl"):
-            raise EngineError(f"{self.wheel} is no wheel (a file that ends with .whl).")
+            raise EngineError(tr("{wheel} is no wheel (a file that ends with .whl).").format(wheel=self.wheel))
         if self.folder is None:
             return
         versions = wheel_versions(self.folder, PACKAGE)
         if self.version not in versions:
-            has = f"holds {PACKAGE} {', '.join(versions)}" if versions else f"holds no wheel of {PACKAGE}"
+            has = (
+                tr("holds {package} {versions}").format(package=PACKAGE, versions=", ".join(versions))
+                if versions
+                else tr("holds no wheel of {package}").format(package=PACKAGE)
+            )
             raise EngineError(
-                f"The folder {self.folder} {has}; this plugin needs {self.version}. Gather the wheels: "
-                f'pip download -d FOLDER "{PACKAGE}[{EXTRAS[self.variant]}]=={self.version}"'
+                tr(
+                    "The folder {folder} {has}; this plugin needs {version}. Gather the wheels: pip download "
+                    '-d FOLDER "{package}[{extras}]=={version}"'
+                ).format(
+                    folder=self.folder, has=has, version=self.version, package=PACKAGE, extras=EXTRAS[self.variant]
+                )
             )
 
     def pythons(self) -> Optional[frozenset[tuple[int, int]]]:
@@ -61,7 +72,7 @@ class Recipe:
 
     def source(self) -> str:
         """Where packages come from, in words."""
-        return f"the folder {self.folder}" if self.folder else "the package index"
+        return tr("the folder {folder}").format(folder=self.folder) if self.folder else tr("the package index")
 
 
 def plugin_version() -> str:

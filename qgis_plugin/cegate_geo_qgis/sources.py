@@ -27,6 +27,8 @@ from qgis.core import (
 )
 from qgis.PyQt.QtCore import QVariant
 
+from .words import tr
+
 EDGE = 1e-6
 """Share of a pixel by which an extent may miss its edge through rounding."""
 LABEL_FIELD = "class"
@@ -49,21 +51,31 @@ def raster_source(layer: QgsRasterLayer) -> str:
     """
     provider = layer.providerType()
     if provider != "gdal":
-        what = "comes from the web or a database" if provider in ("wms", "wcs", "postgresraster") else "is made by QGIS"
+        what = (
+            tr("comes from the web or a database")
+            if provider in ("wms", "wcs", "postgresraster")
+            else tr("is made by QGIS")
+        )
         raise QgsProcessingException(
-            f"The layer '{layer.name()}' {what} (provider '{provider}'): the engine reads raster files. "
-            "Save it first: right click on the layer, Export, Save As, and use the file."
+            tr(
+                "The layer '{name}' {what} (provider '{provider}'): the engine reads raster files. Save "
+                "it first: right click on the layer, Export, Save As, and use the file."
+            ).format(name=layer.name(), what=what, provider=provider)
         )
     source = layer.source()
     if "/vsimem/" in source:
         raise QgsProcessingException(
-            f"The layer '{layer.name()}' lies in QGIS' memory, where the engine can't see it. Save it to a file first."
+            tr(
+                "The layer '{name}' lies in QGIS' memory, where the engine can't see it. Save it to a file first."
+            ).format(name=layer.name())
         )
     options = _decode("gdal", source).get("openOptions")
     if options:
         raise QgsProcessingException(
-            f"The layer '{layer.name()}' is opened with the options {', '.join(options)}, unknown to the engine. "
-            "Save it as a GeoTIFF or a virtual raster first."
+            tr(
+                "The layer '{name}' is opened with the options {names}, unknown to the engine. Save it as "
+                "a GeoTIFF or a virtual raster first."
+            ).format(name=layer.name(), names=", ".join(options))
         )
     return source
 
@@ -77,7 +89,7 @@ def pixel_window(layer: QgsRasterLayer, extent: QgsRectangle) -> QgsRectangle:
     whole = layer.extent()
     part = whole.intersect(extent)
     if part.isEmpty():
-        raise QgsProcessingException(f"The extent lies outside of the layer '{layer.name()}'.")
+        raise QgsProcessingException(tr("The extent lies outside of the layer '{name}'.").format(name=layer.name()))
     across, down = whole.width() / layer.width(), whole.height() / layer.height()
     left = floor((part.xMinimum() - whole.xMinimum()) / across + EDGE)
     right = ceil((part.xMaximum() - whole.xMinimum()) / across - EDGE)
@@ -103,7 +115,9 @@ def window_source(layer: QgsRasterLayer, extent: QgsRectangle) -> str:
     is_virtual = source.startswith("vrt://")
     if not is_virtual and ("?" in source or "&" in source):
         raise QgsProcessingException(
-            f"A part of {source} can't be addressed, as its name holds '?' or '&': rename it, or leave Extent empty."
+            tr(
+                "A part of {source} can't be addressed, as its name holds '?' or '&': rename it, or leave Extent empty."
+            ).format(source=source)
         )
     corners = (part.xMinimum(), part.yMaximum(), part.xMaximum(), part.yMinimum())
     window = f"projwin={','.join(repr(value) for value in corners)}"
@@ -119,8 +133,10 @@ def plain_raster_file(layer: QgsRasterLayer) -> str:
     source = raster_source(layer)
     if not Path(source).is_file():
         raise QgsProcessingException(
-            f"The layer '{layer.name()}' ({source}) is no plain file on this computer, which is needed here. "
-            "Save it as a GeoTIFF first: right click on the layer, Export, Save As."
+            tr(
+                "The layer '{name}' ({source}) is no plain file on this computer, which is needed here. "
+                "Save it as a GeoTIFF first: right click on the layer, Export, Save As."
+            ).format(name=layer.name(), source=source)
         )
     return source
 
@@ -134,13 +150,16 @@ def raster_warnings(layer: QgsRasterLayer) -> list[str]:
     own = [band for band in range(1, layer.bandCount() + 1) if provider.userNoDataValues(band)]
     if own:
         warnings.append(
-            f"The additional nodata values of band {', '.join(map(str, own))} are known to QGIS only. "
-            "Give them as Nodata, if they shall count."
+            tr(
+                "The additional nodata values of band {names} are known to QGIS only. Give them as "
+                "Nodata, if they shall count."
+            ).format(names=", ".join(map(str, own)))
         )
     if layer.crs() != provider.crs():
         warnings.append(
-            f"The layer has the CRS {layer.crs().authid() or 'unknown'} in QGIS, its file has "
-            f"{provider.crs().authid() or 'none'}. The result gets that of the file."
+            tr(
+                "The layer has the CRS {qgis_crs} in QGIS, its file has {file_crs}. The result gets that of the file."
+            ).format(qgis_crs=layer.crs().authid() or "unknown", file_crs=provider.crs().authid() or "none")
         )
     return warnings
 
@@ -184,7 +203,9 @@ def write_polygons(
     options.skipAttributeCreation = True  # shapes only: no column can be in the way
     written = QgsVectorFileWriter.writeAsVectorFormatV3(layer, path, context.transformContext(), options)
     if written[0] != QgsVectorFileWriter.WriterError.NoError:
-        raise QgsProcessingException(f"The area of interest could not be written to {path}: {written[1]}")
+        raise QgsProcessingException(
+            tr("The area of interest could not be written to {path}: {why}").format(path=path, why=written[1])
+        )
     return path
 
 
@@ -235,12 +256,12 @@ def write_labels(
     )
     if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
         why = writer.errorMessage() if writer is not None else "unknown"
-        raise QgsProcessingException(f"The labels could not be written to {path}: {why}")
+        raise QgsProcessingException(tr("The labels could not be written to {path}: {why}").format(path=path, why=why))
     index = source.fields().lookupField(field) if field else -1
     count = 0
     for feature in source.getFeatures():
         if feedback is not None and feedback.isCanceled():
-            raise QgsProcessingException("Cancelled. Nothing was written.")
+            raise QgsProcessingException(tr("Cancelled. Nothing was written."))
         text = text_of(feature.attribute(index)) if field else ""
         if not feature.hasGeometry() or (field and not text):
             continue
@@ -253,5 +274,7 @@ def write_labels(
     problem = writer.errorMessage()
     del writer  # closes the file
     if problem:
-        raise QgsProcessingException(f"The labels could not be written to {path}: {problem}")
+        raise QgsProcessingException(
+            tr("The labels could not be written to {path}: {problem}").format(path=path, problem=problem)
+        )
     return count

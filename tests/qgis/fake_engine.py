@@ -137,6 +137,27 @@ FIGURES = {
 }  # fmt: skip
 
 
+VERDICTS = {
+    "ok": True, "scene": "s.tif", "model": "roofs <1>", "provider": "cpu", "versions": {"onnxruntime": "1.0"},
+    "verdicts": [
+        {"name": "bands", "state": "ok", "number": None, "limit": None, "message": "They fit.", "hint": "Nothing."},
+        {"name": "seams", "state": "warning", "number": 0.01, "limit": 0.02, "message": "a < b", "hint": "More halo."},
+    ],
+}  # fmt: skip
+
+
+def check() -> None:
+    """`check --json`: one object, also where a test fails."""
+    if MODE == "traceback":
+        raise RuntimeError("libsomething.so: cannot open shared object file")
+    told = json.loads(json.dumps(VERDICTS))
+    if MODE == "unfit":
+        told["ok"], told["verdicts"][0]["state"] = False, "fail"
+    print(json.dumps(told))
+    sys.stdout.flush()
+    sys.exit(0 if told["ok"] else 1)
+
+
 def info() -> None:
     """`info --json`: one object, no events."""
     if MODE == "error":
@@ -179,6 +200,8 @@ def main() -> None:
     log(argv=sys.argv[1:], environ=dict(os.environ), pid=os.getpid())
     if sys.argv[1] == "info":
         return info()
+    if sys.argv[1] == "check" and MODE != "error":
+        return check()
     if MODE == "slow":
         time.sleep(1.5)
     if MODE != "mute":
@@ -195,6 +218,10 @@ def main() -> None:
     if sys.argv[1] == "evaluate":
         say("result", command="evaluate", **FIGURES)
         return None
+    if "--dry-run" in given:
+        told = {"outputs": [given["--output"]], "tiles": 1234, "memory_mb": 300, "seconds": 65.0, "provider": "cpu"}
+        say("result", dry_run=True, **told)
+        return None
     total = {"long": 400, "steady": 20}.get(MODE, 4)
     for done in range(total + 1):
         stop_if_cancelled()
@@ -206,8 +233,9 @@ def main() -> None:
         classes = write_mask(given["SCENE"], given["--output"])
         if "--vector" in given:
             write_polygons(given["--output"], given["--vector"])
-        if "--confidence" in given:
-            Path(given["--confidence"]).write_bytes(Path(given["--output"]).read_bytes())
+        for name in ("--confidence", "--probabilities"):
+            if name in given:
+                Path(given[name]).write_bytes(Path(given["--output"]).read_bytes())
     run = {"tiles": 4, "skipped_tiles": 1, "seconds": 0.5, "provider": "cpu"}
     say("result", output=given.get("--output", ""), classes=classes, **run)
     return None

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from cegate_geo_qgis.engine import READY, UNWANTED, EngineCommand, clean_environment, find_engine
+from cegate_geo_qgis.model_use import ModelUse
 from cegate_geo_qgis.outcome import EngineError
-from cegate_geo_qgis.predict_job import PredictJob, describe_command, nodata_problem
+from cegate_geo_qgis.predict_job import OWN_OPTIONS, PredictJob, describe_command, further_options, nodata_problem
 
 
 def program(path: Path) -> Path:
@@ -102,11 +103,15 @@ def test_a_python_started_with_the_clean_environment_sees_only_its_own(tmp_path)
     assert subprocess.run(words, env=clean, capture_output=True, text=True, check=True).stdout == "None None\n"
 
 
+USE = ModelUse(
+    model="m.onnx", bands=(3, 2, 1), nodata="-1,0,0", resample="always", tile_size=256, halo=0, stitch="crop",
+    views="d4", provider="cpu", require_gpu=True, threads=2, classes="a,b", scale="255", mean="0,0,0", std="1,1,1",
+    gsd_m=0.5, output_kind="logits", threshold=0.5,
+)  # fmt: skip
 FULL = PredictJob(
-    scene="s.tif", output="m.tif", model="m.onnx", vector="v.gpkg", confidence="c.tif", aoi="a.gpkg|area",
-    bands=(3, 2, 1), nodata="-1,0,0",
-    min_area_m2=2.5, simplify_m=0.3, vector_classes="building", provider="cpu", stitch="crop", gsd="model",
-    resample="always", tile_size=256, halo=0, batch_size=1, threads=2, max_memory_mb=512, overwrite=True, force=True,
+    scene="s.tif", output="m.tif", use=USE, vector="v.gpkg", confidence="c.tif", probabilities="p.tif",
+    aoi="a.gpkg|area", invert_aoi=True, min_area_m2=2.5, simplify_m=0.3, vector_classes="building", gsd="model",
+    batch_size=1, max_memory_mb=512, overwrite=True, force=True, extra=("--shard-rows", "8192"),
 )  # fmt: skip
 
 
@@ -120,12 +125,31 @@ def test_every_option_is_one_that_the_engine_has():
 
     known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     used = {word.split("=")[0] for word in FULL.arguments() if word.startswith("--")} | {"--events"}
-    assert len(used) == 23
     assert used - known == set()
+    left = {name for name in known - used if name.startswith("--")} - set(OWN_OPTIONS) - {"--help", "--verbose"}
+    assert left == {"--head", "--dtype"}  # to be given as further options
+
+
+def test_every_option_of_a_check_is_one_that_the_engine_has():
+    from cegate_geo.cli.check import command
+
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+    assert {word.split("=")[0] for word in USE.arguments()} - known == set()
+
+
+def test_further_options_are_words_and_none_that_the_plugin_sets():
+    assert further_options("") == ()
+    assert further_options("--shard-rows 8192 --head 'an output'") == ("--shard-rows", "8192", "--head", "an output")
+    for text in ("--output=x.tif", "-o x.tif", "--events jsonl", "--dry-run"):
+        with pytest.raises(EngineError, match="the plugin itself sets it"):
+            further_options(text)
+    with pytest.raises(EngineError, match="can't be read"):
+        further_options("--head 'half")
 
 
 def test_every_choice_is_one_that_the_engine_has():
-    from cegate_geo_qgis.predict_job import GRIDS, PROVIDERS, RESAMPLINGS, STITCHES
+    from cegate_geo_qgis.model_use import OUTPUT_KINDS, PROVIDERS, RESAMPLINGS, STITCHES, VIEWS
+    from cegate_geo_qgis.predict_job import GRIDS
 
     from cegate_geo.cli.predict import command
 
@@ -134,10 +158,12 @@ def test_every_choice_is_one_that_the_engine_has():
     assert list(STITCHES) == choices["stitch"]
     assert list(GRIDS) == choices["gsd"]
     assert list(RESAMPLINGS) == choices["resample"]
+    assert list(VIEWS) == choices["tta"]
+    assert list(OUTPUT_KINDS[1:]) == choices["output_kind"]
 
 
 def test_the_command_can_be_pasted_into_a_terminal():
-    job = PredictJob(scene="/a b/scène 'x'.tif", output="/tmp/$m.tif", nodata="-1")
+    job = PredictJob(scene="/a b/scène 'x'.tif", output="/tmp/$m.tif", use=ModelUse(nodata="-1"))
     command = EngineCommand("/an env/cegate-geo", ("-u",), "the test")
     text = describe_command(command, job.arguments(), windows=False)
     shown = subprocess.run(["sh", "-c", f"printf '%s\\n' {text}"], capture_output=True, text=True, check=True).stdout

@@ -8,8 +8,19 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from cegate_geo_qgis.adapt_job import AREA, CONFIG, LABELS, AdaptJob, LabelClass, can_resume, holds_run, make_legend
+from cegate_geo_qgis.adapt_job import (
+    AREA,
+    CONFIG,
+    HEADS,
+    LABELS,
+    AdaptJob,
+    LabelClass,
+    can_resume,
+    holds_run,
+    make_legend,
+)
 from cegate_geo_qgis.ask import ask_engine
+from cegate_geo_qgis.check_report import check_verdicts, forecast_line, verdict_lines
 from cegate_geo_qgis.engine import EngineCommand
 from cegate_geo_qgis.figures import check_figures, figure_lines, figures_html
 from cegate_geo_qgis.model_card import card_html, card_lines, metres, read_card, verdicts
@@ -89,6 +100,13 @@ def test_the_engine_reads_the_configuration_as_it_was_meant(tmp_path):
     train = config.train
     assert (train.steps, train.batch_size, train.lr, train.head_lr) == (40, 2, 1e-5, 2e-3)
     assert (train.validation, train.seed, train.validate_every) == (0.2, 7, 10)
+
+
+def test_heads_are_the_engines_own():
+    from cegate_geo.train.heads import HEADS as ENGINES
+
+    assert sorted(HEADS) == sorted(ENGINES)
+    assert HEADS[:3] == ("dpt-detail", "dpt", "linear")  # saved models hold names; the order is that of the list
 
 
 def test_another_base_gets_the_rates_of_foundation_models(tmp_path):
@@ -193,3 +211,27 @@ def test_figures_are_told_with_a_dash_for_what_is_not_there():
     assert page.count("75.0 %") == 6  # accuracy, three figures, two cells of the confusion
     with pytest.raises(EngineError, match="lack 'miou'"):
         check_figures({"per_class": [], "confusion": []})
+
+
+def test_a_report_without_verdicts_is_refused_and_an_unknown_state_does_no_harm():
+    with pytest.raises(EngineError, match="lacks 'verdicts'"):
+        check_verdicts({"ok": True, "scene": "s", "model": "m", "provider": "cpu"})
+    strange = {"name": "x", "state": "of a later version", "message": "y"}
+    assert verdict_lines({"verdicts": [strange]}) == ["not tested: x: y"]
+    assert forecast_line(None) == ""
+    assert "an unknown time" in forecast_line({"tiles": 1, "seconds": None})
+
+
+def test_an_exit_code_is_accepted_with_an_answer_only(monkeypatch):
+    assert ask(monkeypatch, "ok", accepted=(0, 1)) == CARD
+    monkeypatch.setenv("FAKE_ENGINE_MODE", "unfit")
+    import os
+
+    command = EngineCommand(sys.executable, (str(FAKE),), "the test")
+    words = ["check", "s.tif", "--json"]
+    assert ask_engine(command, words, dict(os.environ), accepted=(0, 1))["ok"] is False
+    with pytest.raises(EngineError, match="exit code 1"):
+        ask_engine(command, words, dict(os.environ))
+    monkeypatch.setenv("FAKE_ENGINE_MODE", "traceback")
+    with pytest.raises(EngineError, match=r"libsomething\.so"):
+        ask_engine(command, words, dict(os.environ), accepted=(0, 1))

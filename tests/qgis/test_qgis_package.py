@@ -51,7 +51,8 @@ def test_it_is_python_3_9(source):
 def test_what_needs_no_qgis_imports_none():
     for name in (
         "protocol", "outcome", "engine", "predict_job", "child", "interpreters", "network", "install_advice",
-        "setup_recipe", "managed_place", "engine_setup", "ask", "adapt_job", "model_card", "figures",
+        "setup_recipe", "managed_place", "engine_setup", "ask", "adapt_job", "model_card", "figures", "words",
+        "model_use", "check_report", "runtime_words",
     ):  # fmt: skip
         assert not any(
             n.startswith(("qgis", "processing")) for n in imported(PLUGIN / "cegate_geo_qgis" / f"{name}.py")

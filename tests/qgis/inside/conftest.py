@@ -66,6 +66,9 @@ def make_recorder():
         def pushInfo(self, info):
             self.lines.append(info)
 
+        def setProgressText(self, text):
+            self.lines.append(text)
+
         def pushWarning(self, warning):
             self.warnings.append(warning)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -30,7 +31,8 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QDesktopServices
 
-INFORMATION, EVALUATE, ADAPT = (f"cegate_geo:{name}" for name in ("model_information", "evaluate", "adapt_model"))
+NAMES = ("model_information", "evaluate", "adapt_model", "check_model")
+INFORMATION, EVALUATE, ADAPT, CHECK = (f"cegate_geo:{name}" for name in NAMES)
 pytestmark = pytest.mark.usefixtures("provider")
 
 
@@ -76,7 +78,7 @@ def options(fake_engine) -> dict[str, str]:
     return dict(word[2:].partition("=")[::2] for word in fake_engine.argv if word.startswith("--"))
 
 
-@pytest.mark.parametrize("name", [INFORMATION, EVALUATE, ADAPT])
+@pytest.mark.parametrize("name", [INFORMATION, EVALUATE, ADAPT, CHECK])
 def test_every_parameter_has_help(name):
     algorithm = QgsApplication.processingRegistry().algorithmById(name)
     assert [p.name() for p in algorithm.parameterDefinitions() if len(p.help()) < 10] == []
@@ -164,6 +166,76 @@ def test_what_can_not_be_evaluated_is_said_before_the_run(scene, labels):
     assert problem(EVALUATE, INPUT=str(scene), LABELS=labels.id()) in ("", None)
 
 
+def test_several_class_maps_are_evaluated_together(fake_engine, scene, labels, tmp_path):
+    other = tmp_path / "a [2].tif"
+    shutil.copy(scene, other)
+    given = {"INPUT": str(scene), "MORE": [str(other), str(scene)], "LABELS": labels.id(), "CLASSES": "a,b"}
+    processing.run(EVALUATE, {**given, "REMAP": "house=b, road = ignore", "HTML": str(tmp_path / "e.html")})
+    assert fake_engine.argv[:4] == ["evaluate", str(scene), str(other), fake_engine.argv[3]]
+    assert [word for word in fake_engine.argv if word.startswith("--remap=")] == [
+        "--remap=house=b",
+        "--remap=road=ignore",
+    ]
+    assert "and 1 more" in (tmp_path / "e.html").read_text()
+    assert "house=building" in problem(EVALUATE, **given, REMAP="house")
+    raster = {**given, "LABELS": None, "LABEL_RASTER": str(scene)}
+    assert "labels of one raster" in problem(EVALUATE, **raster)
+
+
+def test_a_model_is_evaluated_on_several_scenes(fake_engine, scene, labels, tmp_path):
+    other, model = tmp_path / "a [2].tif", tmp_path / "m.onnx"
+    shutil.copy(scene, other)
+    model.touch()
+    given = {"INPUT": str(scene), "MORE": [str(other)], "MODEL": str(model), "LABELS": labels.id(), "SCALE": "255"}
+    processing.run(EVALUATE, {**given, "CLASSES": "a, b"})
+    images = [word.partition("=")[2] for word in fake_engine.argv if word.startswith("--images=")]
+    assert images == [str(scene), str(other).replace("[", "[[]")]
+    assert (options(fake_engine)["classes"], options(fake_engine)["scale"]) == ("a,b", "255")
+
+
+def test_a_check_tells_each_test_and_forecasts_a_run(fake_engine, feedback, scene, tmp_path):
+    page = tmp_path / "check.html"
+    given = {"INPUT": str(scene), "BANDS": [3, 2, 1], "TTA": "d4", "CLASSES": "a, b", "HTML": str(page)}
+    made = processing.run(CHECK, given, feedback=feedback)
+    assert made == {"OK": True, "SECONDS": 65.0, "HTML": str(page)}
+    options_given = ["--bands=3,2,1", "--tta=d4", "--classes=a,b"]
+    assert fake_engine.log[0]["argv"] == ["check", str(scene), *options_given, "--json"]
+    run = fake_engine.log[1]["argv"]
+    assert run[:2] == ["predict", str(scene)]
+    assert set(options_given) | {"--dry-run"} <= set(run)
+    assert "good: bands: They fit." in feedback.lines
+    assert "    → More halo." in feedback.lines
+    assert "    → Nothing." not in feedback.lines
+    assert "All of the scene: 1,234 tiles, about 65 s on cpu, 300 MB of memory." in feedback.lines
+    assert "The model runs on this scene; read the notes on seams." in feedback.lines
+    text = page.read_text()
+    assert "a &lt; b" in text
+    assert "roofs &lt;1&gt;" in text
+    assert "1,234 tiles" in text
+    assert len(feedback.commands) == 2
+
+
+def test_a_check_that_fails_is_a_result_with_what_failed(fake_engine, feedback, scene):
+    fake_engine.mode("unfit")
+    made = processing.run(CHECK, {"INPUT": str(scene)}, feedback=feedback)
+    assert made == {"OK": False, "SECONDS": None}
+    assert feedback.warnings == ["The model does not suit the scene or this computer: bands."]
+    assert len(fake_engine.log) == 1  # no forecast
+
+
+def test_a_check_without_a_forecast_asks_once(fake_engine, scene):
+    processing.run(CHECK, {"INPUT": str(scene), "FORECAST": False})
+    assert len(fake_engine.log) == 1
+
+
+def test_a_check_that_can_not_be_made_is_told(fake_engine, scene):
+    assert "Band 9 does not exist" in problem(CHECK, INPUT=str(scene), BANDS=[9])
+    assert "/no.onnx does not exist" in problem(CHECK, INPUT=str(scene), MODEL="/no.onnx")
+    fake_engine.mode("error")
+    with pytest.raises(QgsProcessingException, match=r"The model has 4 bands, the scene 3|exit code"):
+        processing.run(CHECK, {"INPUT": str(scene)})
+
+
 def test_labels_without_any_polygon_are_refused(fake_engine, scene, labels):
     labels.dataProvider().truncate()
     with pytest.raises(QgsProcessingException, match="LABELS holds no polygon"):
@@ -223,7 +295,7 @@ def test_steps_are_logged_now_and_then_and_at_each_validation(fake_engine, feedb
     steps = [line for line in feedback.lines if line.startswith("step ")]
     assert steps[0] == "step 1 of 20: loss 1.000, about 1 s left"
     assert "step 10 of 20: loss 0.100, validation mIoU 0.500, about 1 s left" in steps
-    assert steps[-1] == "step 20 of 20: loss 0.050, validation mIoU 0.500"
+    assert steps[-1] == "step 20 of 20: loss 0.050, validation mIoU 0.500, now the model is exported"
     assert "Mean IoU 0.500 on the parts held out, at step 20" in feedback.lines
 
 

@@ -10,6 +10,7 @@ from qgis.core import (
     QgsApplication,
     QgsCategorizedSymbolRenderer,
     QgsCoordinateReferenceSystem,
+    QgsCoordinateTransform,
     QgsFeature,
     QgsGeometry,
     QgsProject,
@@ -95,7 +96,9 @@ def test_a_model_that_can_not_be_read_is_told_in_the_engines_words(panel, fake_e
     broken = tmp_path / "broken.onnx"
     broken.touch()
     panel.form.model.setFilePath(str(broken))
-    wait(lambda: "No model of this name" in panel.form.card.toPlainText())
+    wait(lambda: "No model" in panel.form.card.toPlainText())
+    assert panel.form.card.toPlainText() == "No model of this name. Check the path."
+    assert panel.card() is None
 
 
 def test_without_an_engine_the_way_to_one_is_shown(panel, monkeypatch):
@@ -107,9 +110,7 @@ def test_without_an_engine_the_way_to_one_is_shown(panel, monkeypatch):
     assert "/no/such/engine" in panel.form.engine_text.toolTip()
 
 
-def test_a_preview_is_of_what_the_map_shows_and_takes_the_place_of_the_last(
-    panel, fake_engine, qgis_iface, monkeypatch
-):
+def test_a_preview_is_of_what_the_map_shows_and_takes_the_place_of_the_last(panel, fake_engine):
     for _ in range(2):
         panel.form.preview.click()
         assert panel.runs.is_running()
@@ -135,10 +136,12 @@ def test_running_on_all_takes_the_preview_and_its_empty_group_away(panel, fake_e
 
 
 def test_of_much_the_middle_is_previewed(panel, qgis_iface, monkeypatch):
-    from cegate_geo_qgis import panel as module
+    from cegate_geo_qgis import panel_extent
 
-    monkeypatch.setattr(module, "PREVIEW_PX", 16)
-    extent = panel.seen_extent(panel.scene(), limit_px=16)
+    monkeypatch.setattr(panel_extent, "PREVIEW_PX", 16)
+    seen = panel.seen(panel.scene(), limit_px=16)
+    extent = seen.extent
+    assert seen.is_part
     assert (extent.width(), extent.height()) == (8, 8)
     assert extent.center() == panel.scene().extent().center()
     qgis_iface.mapCanvas().setExtent(QgsRectangle(0, 0, 10, 10))
@@ -147,11 +150,19 @@ def test_of_much_the_middle_is_previewed(panel, qgis_iface, monkeypatch):
 
 
 def test_a_map_in_another_crs_shows_the_same(panel, qgis_iface):
-    before = panel.seen_extent(panel.scene())
+    scene = panel.scene()
+    before = panel.seen(scene, limit_px=None).extent
     canvas = qgis_iface.mapCanvas()
-    canvas.setDestinationCrs(QgsCoordinateReferenceSystem("EPSG:3857"))
-    canvas.setExtent(QgsRectangle(9470000, 3130000, 9490000, 3150000))
-    assert panel.seen_extent(panel.scene()) is None or before.contains(panel.seen_extent(panel.scene()))
+    web = QgsCoordinateReferenceSystem("EPSG:3857")
+    there = QgsCoordinateTransform(scene.crs(), web, QgsProject.instance()).transformBoundingBox(scene.extent())
+    canvas.setDestinationCrs(web)
+    canvas.setExtent(there)
+    after = panel.seen(scene, limit_px=None).extent
+    assert after.crs() == scene.crs()
+    for name in ("xMinimum", "yMinimum", "xMaximum", "yMaximum"):  # the scene's box in another CRS is a little larger
+        assert getattr(after, name)() == pytest.approx(getattr(before, name)(), abs=1.0)
+    canvas.setExtent(QgsRectangle(0, 0, 10, 10))
+    assert panel.seen(scene, limit_px=None) is None
 
 
 def test_run_on_all_saves_and_loads_class_map_and_polygons(panel, fake_engine, scene, tmp_path):
@@ -199,8 +210,8 @@ def test_the_window_is_never_blocked(panel, fake_engine):
 
 
 def make_labels(panel, path: str = "") -> QgsVectorLayer:
-    panel.make_labels(CLASSES, path)
-    return panel.label_layer()
+    panel.labels.make(CLASSES, path)
+    return panel.labels.layer()
 
 
 @pytest.mark.parametrize("name", ["", "mes étiquettes.gpkg"])
@@ -223,9 +234,9 @@ def test_labels_are_drawn_by_class_without_a_form(panel, qgis_iface, tmp_path, n
 
 
 def test_a_label_file_that_can_not_be_made_is_told(panel):
-    panel.make_labels(CLASSES, "/no/such/folder/labels.gpkg")
+    panel.labels.make(CLASSES, "/no/such/folder/labels.gpkg")
     assert "could not be made" in panel.form.status.text()
-    assert panel.label_layer() is None
+    assert panel.labels.layer() is None
 
 
 def test_the_dialog_for_labels_wants_two_classes(panel):
@@ -257,11 +268,11 @@ def test_adapting_from_drawn_polygons_gives_the_model_to_look_with(panel, fake_e
     run = tmp_path / "run_1"
     assert panel.model() == str(run / "model.onnx")
     assert "steps = 7" in (run / "adapt.toml").read_text()
-    assert panel.label_layer().isEditable()  # unsaved edits stay the user's
+    assert panel.labels.layer().isEditable()  # unsaved edits stay the user's
     panel.form.adapt.click()
     assert "learned" in finish(panel)
     assert panel.model() == str(tmp_path / "run_2" / "model.onnx")
-    panel.label_layer().rollBack()
+    panel.labels.layer().rollBack()
 
 
 def test_what_can_not_be_adapted_is_told(panel, tmp_path):
@@ -303,6 +314,17 @@ def test_two_runs_at_once_are_refused_in_the_panel(panel, fake_engine):
     panel.form.run_all.click()
     assert panel.runs.start("cegate_geo:segment_raster", {}, print) == "Something is running already."
     assert finish(panel) == "Done."
+
+
+def test_steps_of_a_training_are_told_as_it_goes(panel, fake_engine, tmp_path):
+    draw_two(panel.labels.layer() or make_labels(panel, str(tmp_path / "labels.gpkg")))
+    told = []
+    panel.runs.stepped.connect(told.append)
+    panel.form.adapt.click()
+    assert "learned" in finish(panel)
+    assert told[0].startswith("step 1 of 20: loss 1.000")
+    assert told[0] in panel.form.log.toPlainText()
+    panel.labels.layer().rollBack()
 
 
 def test_the_panel_has_a_picture(panel, pictures):

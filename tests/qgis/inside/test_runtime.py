@@ -31,6 +31,9 @@ class Recorder:
     def pushInfo(self, info):
         self.infos.append(info)
 
+    def setProgressText(self, text):
+        self.infos.append(text)
+
     def pushWarning(self, warning):
         self.warnings.append(warning)
 
@@ -95,9 +98,10 @@ def test_a_deaf_engine_is_killed(fake_engine):
     assert not fake_engine.is_alive()
 
 
-def test_all_steps_of_cancelling_fit_into_a_second():
+def test_all_steps_of_cancelling_fit_into_half_a_second():
     patience = Patience()
-    assert patience.cancel_s + patience.terminate_s + 3 * patience.poll_s < 1.0
+    for grace in (patience.cancel_s, patience.saving_s):
+        assert grace + patience.terminate_s + 3 * patience.poll_s < 0.5
 
 
 def test_garbage_on_stdout_is_logged_and_does_no_harm(fake_engine):

@@ -72,7 +72,7 @@ def polygon_layer(crs="EPSG:32645", name="area", count=2):
 
 def test_the_provider_and_its_algorithm_are_registered(provider):
     assert provider.id() == "cegate_geo"
-    names = ("segment_raster", "adapt_model", "evaluate", "model_information", "set_up_engine")
+    names = ("segment_raster", "adapt_model", "evaluate", "check_model", "model_information", "set_up_engine")
     assert {a.id() for a in provider.algorithms()} == {f"cegate_geo:{name}" for name in names}
     assert not provider.icon().isNull()
     assert QgsApplication.processingRegistry().providerById("cegate_geo") is not None
@@ -131,18 +131,23 @@ def test_only_what_was_given_reaches_the_command_line(fake_engine, scene, tmp_pa
 def test_each_parameter_reaches_the_engine(fake_engine, scene, tmp_path):
     model = tmp_path / "model.onnx"
     model.write_bytes(b"onnx")
+    area = _saved(polygon_layer(), tmp_path / "area.gpkg")
     run(
         INPUT=str(scene), MODEL=str(model), BANDS=[3, 2, 1], NODATA="-9999, 0,nan", PROVIDER="cpu", STITCH="crop",
         GSD="model", RESAMPLE="always", TILE_SIZE=256, HALO=0, BATCH_SIZE=2, THREADS=3, MAX_MEMORY=512, MIN_AREA=2.5,
-        SIMPLIFY=0.3, VECTOR_CLASSES="building", FORCE=True, OVERWRITE=False,
+        SIMPLIFY=0.3, VECTOR_CLASSES="building", FORCE=True, OVERWRITE=False, TTA="flips", REQUIRE_GPU=True,
+        CLASSES="other, house", SCALE="255", MEAN="0.1, 0.2, 0.3", STD="1,1,1", MODEL_GSD=0.5, OUTPUT_KIND="logits",
+        THRESHOLD=0.25, EXTRA="--shard-rows 8192", AOI=str(area), INVERT_AOI=True,
         OUTPUT=str(tmp_path / "m.tif"), VECTOR=str(tmp_path / "v.gpkg"), CONFIDENCE=str(tmp_path / "c.tif"),
+        PROBABILITIES=str(tmp_path / "p.tif"),
     )  # fmt: skip
     assert fake_engine.argv[4:-2] == [
-        f"--model={model}", f"--vector={tmp_path}/v.gpkg", f"--confidence={tmp_path}/c.tif", "--bands=3,2,1",
-        "--nodata=-9999,0,nan", "--min-area=2.5", "--simplify=0.3", "--vector-classes=building",
-        "--provider=cpu", "--stitch=crop", "--gsd=model",
-        "--resample=always", "--tile-size=256", "--halo=0", "--batch-size=2", "--threads=3", "--max-memory=512M",
-        "--no-resume", "--force",
+        f"--model={model}", "--bands=3,2,1", "--nodata=-9999,0,nan", "--resample=always", "--tile-size=256", "--halo=0",
+        "--stitch=crop", "--tta=flips", "--provider=cpu", "--threads=3", "--require-gpu", "--classes=other,house",
+        "--scale=255", "--mean=0.1,0.2,0.3", "--std=1,1,1", "--gsd-m=0.5", "--output-kind=logits", "--threshold=0.25",
+        f"--vector={tmp_path}/v.gpkg", f"--confidence={tmp_path}/c.tif", f"--probabilities={tmp_path}/p.tif",
+        f"--aoi={area}", "--min-area=2.5", "--simplify=0.3", "--vector-classes=building", "--gsd=model",
+        "--batch-size=2", "--max-memory=512M", "--invert-aoi", "--no-resume", "--force", "--shard-rows", "8192",
     ]  # fmt: skip
 
 
@@ -246,6 +251,8 @@ def test_a_vsi_source_is_passed_on(fake_engine, scene, tmp_path):
         ({"OUTPUT": "{folder}/m.jpg"}, "jpg"),
         ({"VECTOR": "{folder}/m.dxf"}, "dxf"),
         ({"TILE_SIZE": 3}, "TILE_SIZE"),
+        ({"PROBABILITIES": "{folder}/m.tif"}, "PROBABILITIES would overwrite OUTPUT"),
+        ({"EXTRA": "--output=x.tif"}, "--output=x.tif can't be among the further options"),
     ],
 )
 def test_what_can_not_work_is_said_before_the_run(scene, tmp_path, given, words):
@@ -366,7 +373,8 @@ def test_a_style_of_other_classes_beside_the_raster_is_replaced(fake_engine, sce
 
 
 def test_polygons_and_confidence_are_loaded_styled(fake_engine, scene, tmp_path):
-    layers = loaded(scene, tmp_path, VECTOR=str(tmp_path / "v.gpkg"), CONFIDENCE=str(tmp_path / "c.tif"))
+    more = {"CONFIDENCE": str(tmp_path / "c.tif"), "PROBABILITIES": str(tmp_path / "p.tif")}
+    layers = loaded(scene, tmp_path, VECTOR=str(tmp_path / "v.gpkg"), **more)
     renderer = layers["Banepa: polygons"].renderer()
     assert isinstance(renderer, QgsCategorizedSymbolRenderer)
     assert [(c.value(), c.label()) for c in renderer.categories()] == [(0, "other"), (1, "building")]

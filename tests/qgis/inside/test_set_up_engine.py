@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def test_segment_raster_names_it_then_finds_what_it_made(place, python):
     assert processing.run(ID, {"ACTION": "remove"}) == {}
     assert not place.exists()
     assert not segment.canExecute()[0]
+
+
+def test_setting_up_leaves_qgis_own_python_as_it_was(place, python):
+    code = "from osgeo import gdal_array; import numpy, sys; print(numpy.__version__, numpy.__file__, sys.path)"
+    look = [sys.executable, "-c", code]
+    before = subprocess.run(look, capture_output=True, text=True, check=True).stdout
+    path = list(sys.path)
+    processing.run(ID, {"PYTHON": python}, feedback=Recorder())
+    assert subprocess.run(look, capture_output=True, text=True, check=True).stdout == before
+    assert sys.path == path
 
 
 def test_a_setting_that_goes_first_is_warned_of(place, python, monkeypatch):

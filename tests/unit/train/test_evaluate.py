@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -67,6 +68,24 @@ def test_figures_of_a_mask_are_those_by_hand(mask: Path, truth: Path) -> None:
     assert field["iou"] == pytest.approx(40 / 60)
     assert metrics["miou"] == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert metrics["accuracy"] == pytest.approx(60 / 80)
+
+
+def test_pixels_of_several_masks_count_together(tmp_path: Path, mask: Path, truth: Path) -> None:
+    one = confusion(evaluate_mask(mask, truth, label_field="kind"))
+    other = tmp_path / "other.tif"
+    shutil.copy(mask, other)
+    with rasterio.open(other, "r+") as dataset:
+        dataset.write(np.full(SHAPE, 3, np.uint8), 1)
+    second = confusion(evaluate_mask(other, truth, label_field="kind"))
+    assert second == [[50 * 60, 0], [30 * 60, 0]]
+    together = (np.array(one) + second).tolist()
+    assert confusion(evaluate_mask([mask, other], truth, label_field="kind")) == together
+    done = run(mask, other, "--labels", truth, "--label-field", "kind", "--json", "-")
+    assert json.loads(done.stdout)["confusion"] == together
+    with rasterio.open(other, "r+") as dataset:
+        dataset.update_tags(CEGATE_LEGEND=dataset.tags()["CEGATE_LEGEND"].replace("road", "water"))
+    with pytest.raises(InputError, match="other classes than"):
+        evaluate_mask([mask, other], truth, label_field="kind")
 
 
 def test_only_rows_columns_and_aoi_that_are_asked_for_count(tmp_path: Path, mask: Path, truth: Path) -> None:
