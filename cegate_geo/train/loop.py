@@ -82,8 +82,8 @@ def adapt(
 ) -> AdaptResult:
     """Train, and leave `config.json`, `metrics.jsonl`, `gate.jsonl`, `state/`, `adapter.safetensors`, `result.json`.
 
-    Several processes train what one would have trained, up to the rounding of sums; statistics of batch normalisation
-    (head dpt-unet) are those of each process' chips, and averaged over the processes after each step.
+    Several processes train what one would have trained, up to the rounding of sums; but the head's batch normalisation
+    uses statistics of each process' own chips, which are averaged over the processes after each step.
 
     Args:
         config: What to do.

@@ -23,6 +23,7 @@ from cegate_geo.train.loop import adapt
 from cegate_geo.train.ranks import Ranks, alone
 
 from .test_adapt import config, lines
+from .train_together import groups_for_batches
 
 TOGETHER = Path(__file__).with_name("train_together.py")
 
@@ -64,7 +65,8 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         launch(str(TOGETHER), "train", str(folder)), check=False, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    adapt(config(folder, batch_size=4, accumulate=2, weight_decay=0.1), folder / "alone", device="cpu")
+    with groups_for_batches():
+        adapt(config(folder, batch_size=4, accumulate=2, weight_decay=0.1), folder / "alone", device="cpu")
     return folder
 
 
