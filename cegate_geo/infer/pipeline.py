@@ -61,6 +61,7 @@ def predict_scene(
         closing(open_scene(scene_path, predictor.manifest, bands=bands, nodata=options.nodata)) as scene,
     ):
         check_outputs(targets.files, inputs=scene.files, overwrite=options.overwrite)
+        monitor.start(0)  # the first calls of a slow model take long, and say nothing
         run = decide(settle(scene, as_resumed(predictor, store_path(output), options), options), monitor.wait)
         predictor = run.predictor  # lets go of the session that it was compared with
         sha256 = file_sha256(predictor.path)
