@@ -32,12 +32,14 @@ from cegate_geo.infer.cluster import WorkerView, this_worker
 from cegate_geo.infer.compute import ShardSink, compute_stack
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.job_header import stored_batch
 from cegate_geo.infer.job_key import job_key
 from cegate_geo.infer.journal import Entry, Journal
+from cegate_geo.infer.mosaic import mosaic_sources, open_scene
 from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.reader import Scene, is_plain_path
-from cegate_geo.infer.settle import Run, decide, session_options, settle
+from cegate_geo.infer.reader import is_plain_path
+from cegate_geo.infer.settle import Run, decide, fitted, session_options, settle
 from cegate_geo.infer.shard_store import shard_file, tell_difference
 from cegate_geo.infer.tally import Tally
 
@@ -180,8 +182,8 @@ def _run_of(job: Job, packed: bytes, view: WorkerView) -> Iterator[Run]:
         warnings.simplefilter("ignore", CegateWarning)  # the client has said it
         predictor, sha256 = _predictor(job, packed, threads=view.threads)
         bands = job.options.bands or predictor.contract.scene_bands
-        with closing(Scene(job.scene, predictor.manifest, bands=bands, nodata=job.options.nodata)) as scene:
-            run = decide(settle(scene, predictor, job.options))
+        with closing(open_scene(job.scene, predictor.manifest, bands=bands, nodata=job.options.nodata)) as scene:
+            run = fitted(decide(settle(scene, predictor, job.options)), batch_size=stored_batch(job.header))
             told = tell_difference(job.header["key"], job_key(run, sha256))
             if told:
                 raise ModelError(
@@ -204,7 +206,7 @@ def _require_sight(job: Job) -> None:
     if not os.access(job.folder, os.W_OK):
         raise InputError(f"It can't write to {job.folder}.", hint="Give it the rights, or run it as the same user.")
     files = [job.model, Path((job.options.aoi or "").partition("|")[0] or job.model)]
-    files += [Path(job.scene)] if is_plain_path(job.scene) else []
+    files += [Path(source) for source in mosaic_sources(job.scene) or [job.scene] if is_plain_path(source)]
     missing = [str(path) for path in files if is_plain_path(str(path)) and not path.exists()]
     if missing:
         raise InputError(f"It can't see {' and '.join(missing)}.", hint=hint)

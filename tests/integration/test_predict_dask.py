@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import rasterio
+import rasterio.windows
+from affine import Affine
 
 from cegate_geo.api import Progress, predict, predict_many
 from cegate_geo.cli.main import main
@@ -138,6 +141,21 @@ def test_two_workers_give_the_bytes_of_one_run_and_load_the_model_once(
     predict(**given, output=again / "mask.tif", dask=dask, resume=False)
     assert (again / "mask.tif").read_bytes() == (tmp_path / "mask.tif").read_bytes()
     assert "mask.tif.job" not in listing(again)
+
+
+def test_workers_compute_a_mosaic(given: dict[str, Any], tmp_path: Path, dask: str) -> None:
+    with rasterio.open(given["scene"]) as whole:
+        for name, first, rows in (("north", 0, 2000), ("south", 2000, SHAPE[0] - 2000)):
+            window = rasterio.windows.Window(0, first, SHAPE[1], rows)
+            profile = {"crs": whole.crs, "transform": whole.transform @ Affine.translation(0, first), "nodata": 0}
+            toys.write_raster(tmp_path / f"{name}.tif", whole.read(window=window), **profile)
+    parts = [tmp_path / "north.tif", tmp_path / "south.tif"]
+    for output, options in (("here.tif", {}), ("there.tif", {"dask": dask})):
+        predict(parts, tmp_path / output, model=given["model"], **options)
+    assert (tmp_path / "here.tif").read_bytes() == (tmp_path / "there.tif").read_bytes()
+    (tmp_path / "south.tif").rename(tmp_path / "gone.tif")
+    with pytest.raises(InputError, match=r"south\.tif"):
+        predict(parts, tmp_path / "none.tif", model=given["model"], dask=dask)
 
 
 def test_cancelling_keeps_what_is_finished_and_stops_the_workers(

@@ -11,9 +11,9 @@ import torch
 from cegate_geo.peft import ToolboxConfig, attach, fisher_scores
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.ema import Ema
-from cegate_geo.train.loop import segmentation_loss, training_loss
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.state import load_state, save_state
+from cegate_geo.train.steps import segmentation_loss, training_loss
 
 SIDE = 96
 
