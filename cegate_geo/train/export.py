@@ -223,6 +223,7 @@ def _prepare(
             hint="Use the configuration that it was trained with.",
         )
     model.fix_size(manifest.tile_size)
+    model.fold_norms()
     if precision != "fp16":
         return model, expected, None, seconds
     round_to_half(model)

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cegate_geo.train.backbone import BackboneSpec, patch_size
 from cegate_geo.train.heads import make_head
@@ -68,6 +69,17 @@ class Segmenter(nn.Module):
         vit.set_input_size(img_size=side)  # type: ignore[operator]
         vit.dynamic_img_size = False  # type: ignore[assignment]
         vit.patch_embed.flatten = True  # type: ignore[assignment]
+
+    def fold_norms(self) -> None:
+        """Fold each batch normalisation into the convolution right before it, in place.
+
+        The exporter would do it, too, but after weights were rounded: the products do not fit into half precision.
+        """
+        for parts in [m for m in self.modules() if isinstance(m, nn.Sequential)]:
+            for index in range(len(parts) - 1):
+                convolution, norm = parts[index], parts[index + 1]
+                if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                    parts[index], parts[index + 1] = fuse_conv_bn_eval(convolution, norm), nn.Identity()
 
 
 def feature_indices(depth: int) -> list[int]:

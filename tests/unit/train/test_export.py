@@ -45,14 +45,16 @@ def randomise(module: nn.Module, scale: float) -> None:
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
 
 
-def toy(keep: tuple[str, ...] | None = KEPT, *, fold: bool = True) -> tuple[Segmenter, Toolbox]:
+def toy(
+    keep: tuple[str, ...] | None = KEPT, *, fold: bool = True, head: str = "dpt", head_dim: int = 16
+) -> tuple[Segmenter, Toolbox]:
     torch.manual_seed(0)
     vit = timm.create_model(
         "vit_tiny_patch16_224", num_classes=0, img_size=48, dynamic_img_size=True, depth=2, embed_dim=DIM, num_heads=2
     )
     toolbox = attach(vit, ToolboxConfig(spatial_rank=4, semantic_dim=6, frequency_dim=4, frequency_cutoff=0.5))
     randomise(vit, 0.1)
-    segmenter = Segmenter(vit, BackboneSpec(architecture="toy"), head="dpt", head_dim=16, classes=CLASSES)
+    segmenter = Segmenter(vit, BackboneSpec(architecture="toy"), head=head, head_dim=head_dim, classes=CLASSES)
     randomise(segmenter.head, 0.3)
     with torch.no_grad():
         for _ in range(30):  # the statistics that normalisation keeps
@@ -215,6 +217,20 @@ def test_half_precision_halves_the_file_and_computes_in_single(single: ExportRep
     tiles = images(2)
     computed = session(half.path).run(None, {"image": tiles.numpy()})[0]
     assert (computed.argmax(1) != eager(toy()[0], tiles).argmax(1)).mean() < 0.01
+
+
+def test_norms_are_folded_before_weights_are_rounded(tmp_path: Path) -> None:
+    model = toy(head="dpt-unet", head_dim=32)[0]
+    statistics = {name: value.clone() for name, value in model.state_dict().items()}
+    report = export_model(model, manifest(), tmp_path / "half.onnx", sample=images(2), precision="fp16")
+    assert report.parity["max_abs"] < ATOL
+    graph = onnx.load(report.path).graph
+    large = [i for i in graph.initializer if len(i.dims) > 1 and np.prod(i.dims) >= 2048]
+    assert any(i.name.startswith("head.unet") for i in large)
+    assert {i.data_type for i in large} == {TensorProto.FLOAT16}
+    behind = {name for node in graph.node if node.op_type == "Conv" for name in node.output}
+    assert not [n for n in graph.node if n.op_type == "BatchNormalization" and n.input[0] in behind]
+    assert all(torch.equal(value, statistics[name]) for name, value in model.state_dict().items())
 
 
 def test_runtimes_fold_the_casts_when_they_load(half: ExportReport, folder: Path) -> None:
