@@ -188,8 +188,9 @@ def test_killed_while_it_runs_it_leaves_nothing_under_the_outputs_names(job: dic
             command_line(job, "--events=jsonl", "--overwrite"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None
-        for _ in range(2):
-            process.stdout.readline()
+        for line in process.stdout:
+            if json.loads(line).get("done", 0) > 0:
+                break
         time.sleep(pause)
         process.kill()
         process.communicate()

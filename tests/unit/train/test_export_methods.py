@@ -36,13 +36,15 @@ def segmenter(family: str, kinds: tuple[Kind, ...], head: str) -> tuple[Segmente
     vit = timm.create_model(name, pretrained=False, num_classes=0, depth=2, embed_dim=32, num_heads=2, **options)
     sizes = ToolboxConfig(kinds=kinds, spatial_rank=4, semantic_dim=4, frequency_dim=4, rein_tokens=6, prompt_tokens=5)
     toolbox = attach(vit, sizes)
-    model = Segmenter(vit, BackboneSpec(architecture="toy"), head=head, head_dim=16, classes=3).eval()
+    model = Segmenter(vit, BackboneSpec(architecture="toy"), head=head, head_dim=16, classes=3)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = 0.5 if ".attn." in name else 0.1 if name.startswith("backbone") or ".unet." in name else 0.2
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return model, toolbox
+        for _ in range(30):  # the statistics that normalisation keeps
+            model.train()(torch.rand(2, 3, SIDE, SIDE, generator=generator))
+    return model.eval(), toolbox
 
 
 def probabilities(model: nn.Module, tiles: torch.Tensor) -> np.ndarray:
