@@ -127,7 +127,11 @@ def test_every_option_is_one_that_the_engine_has():
     used = {word.split("=")[0] for word in FULL.arguments() if word.startswith("--")} | {"--events"}
     assert used - known == set()
     left = {name for name in known - used if name.startswith("--")} - set(OWN_OPTIONS) - {"--help", "--verbose"}
-    assert left == {"--head", "--dtype"}  # to be given as further options
+    to_be_given_as_further_options, for_many_machines_or_rasters = (
+        {"--head", "--dtype"},
+        {"--dask", "--workers", "--mosaic"},
+    )
+    assert left == to_be_given_as_further_options | for_many_machines_or_rasters
 
 
 def test_every_option_of_a_check_is_one_that_the_engine_has():
