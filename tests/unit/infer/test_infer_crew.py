@@ -366,6 +366,7 @@ def test_a_scheduler_that_goes_when_all_is_done_is_not_missed() -> None:
 
     cluster.ask = gone  # type: ignore[method-assign]
     compute(cluster, [strip(2)])
+    assert len(cluster.store.journal) == 2
 
 
 def test_the_fake_has_what_a_cluster_has() -> None:
@@ -435,3 +436,4 @@ def test_stacks_of_a_torn_rest_stay_apart() -> None:
     cluster = FakeCluster(Store(), {"a": 1, "b": 1})
     whole = strip(9)
     compute(cluster, stacks(whole[:2] + whole[5:]))
+    assert len(cluster.store.journal) == 6
