@@ -198,18 +198,19 @@ def run_all(options: argparse.Namespace, work: Path) -> None:
     """Make what is measured on, measure, and write what is known after each case."""
     quick = options.quick
     overlaps, sizes = ((64,), (1024, 1536)) if quick else (options.overlaps, options.scaling)
-    size, real_size = (1024, 1024) if quick else (options.size, options.real_size)
+    size, real_sizes = (1024, (1024,)) if quick else (options.size, options.real_size)
+    real_sizes = (real_sizes * len(overlaps))[: len(overlaps)]
     taking_part = contestants(options.geodeep)
     free = [made.make_nearly_free(work / f"free-{overlap}.onnx", overlap=overlap) for overlap in overlaps]
     if quick:
         name, real = STAND_IN, [made.make_convolutions(work / f"real-{o}.onnx", overlap=o) for o in overlaps]
     else:
         name, real = REAL, made.make_vit(work, overlaps)
-    scenes = {n: made.make_scene(work / f"{n}.tif", n) for n in {size, real_size}}
+    scenes = {n: made.make_scene(work / f"{n}.tif", n) for n in {size, *real_sizes}}
     os.sync()  # nothing is to be written back while others are timed
     results = about(options)
-    for kind, side, models in ((FREE, size, free), (name, real_size, real)):
-        for overlap, model in zip(overlaps, models, strict=True):
+    for kind, sides, models in ((FREE, (size,) * len(overlaps), free), (name, real_sizes, real)):
+        for overlap, side, model in zip(overlaps, sides, models, strict=True):
             folder = work / f"{model.stem}-case"
             case = Case(name=kind, model=model, scene=scenes[side], size=side, overlap=overlap, folder=folder)
             fit = [one for one in taking_part if one.heavy or kind == FREE]
@@ -255,7 +256,10 @@ def main() -> None:
     parser.add_argument("--geodeep", type=Path, help="GeoDeep's command, in an environment of its own")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each contestant in each case")
     parser.add_argument("--size", type=int, default=10_000, help="side of the scene for the nearly free model, in px")
-    parser.add_argument("--real-size", type=int, default=3072, help="side of the scene for the real model, in px")
+    parser.add_argument(
+        "--real-size", type=numbers, default=(5000, 3072), metavar="PX[,PX]",
+        help="side of the scene for the real model, in px: one, or one for each overlap",
+    )  # fmt: skip
     parser.add_argument("--overlaps", type=numbers, default=(64, 256), metavar="PX,PX", help="of neighbouring tiles")
     parser.add_argument(
         "--scaling", type=numbers, default=(5000, 10_000, 20_000), metavar="PX,PX",
