@@ -11,13 +11,17 @@ import click
 @click.command("benchmark", short_help="Methods x settings x seeds, with a table.")
 @click.argument("suite", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the table.")
+@click.option("--setting", "settings", metavar="NAME", multiple=True, help="Only this setting; may be repeated.")
 @click.option("--device", default="auto", show_default=True, help="torch device, or auto.")
 @click.pass_context
-def command(context: click.Context, suite: Path, folder: Path, *, device: str) -> None:
+def command(context: click.Context, suite: Path, folder: Path, *, settings: tuple[str, ...], device: str) -> None:
     """Run `cegate-geo adapt` for each method, setting and seed of SUITE.toml, and measure it on regions of their own.
 
     The learning rate of each method is chosen from one grid on source validation, weights likewise. Runs that are
     complete in the folder are not repeated, others are resumed; so the same command goes on after Ctrl-C.
+
+    Settings may be run side by side into one folder, each with --setting; the same command without it then makes the
+    table of all.
 
     The folder gets table.md, table.json, table.html with plots, and runs/. Failed runs are listed, and make the exit
     code 1.
@@ -49,7 +53,7 @@ def command(context: click.Context, suite: Path, folder: Path, *, device: str) -
     from cegate_geo.train.suite import read_suite
 
     keep_freed_memory()
-    planned = read_suite(suite)
+    planned = read_suite(suite, settings=settings)
     with watch_cancel(None) as cancelled:
         records = run_suite(
             planned, folder, device=device, told=lambda text: click.echo(text, err=True), cancelled=cancelled

@@ -115,7 +115,6 @@ class _Runner:
                     progress=self.progress,
                     cancelled=self.cancelled,
                 )
-                export_run(run, run / "model.onnx")
             except CancelledError:
                 raise
             except (CegateError, RuntimeError, OSError) as error:
@@ -141,7 +140,7 @@ class _Runner:
                 if self.cancelled is not None and self.cancelled():
                     raise CancelledError("Cancelled between two regions.", hint="Run it again to go on.")
                 try:
-                    metrics = _evaluate(run / "model.onnx", region)
+                    metrics = _evaluate(_exported(run), region)
                 except (CegateError, RuntimeError, OSError) as error:
                     return self._failed(record.key, error, of=record)
                 found[region.name] = {"region": asked, "metrics": metrics}
@@ -176,6 +175,14 @@ def choose(tried: list[RunRecord]) -> RunRecord | None:
     """The run with the best mean IoU on source validation, the lower rate where two are equal; None if all failed."""
     able = [r for r in tried if not r.failure and r.validation is not None]
     return min(able, key=lambda r: (-(r.validation or 0.0), r.key.lr), default=None)
+
+
+def _exported(run: Path) -> Path:
+    """The run's model; made where it is first asked for, as most rates that are tried are never measured."""
+    model = run / "model.onnx"
+    if not model.is_file():
+        export_run(run, model)
+    return model
 
 
 def _evaluate(model: Path, region: SourceConfig) -> Any:

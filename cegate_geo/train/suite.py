@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -147,14 +148,21 @@ class Suite:
         return merged(merged(merged(self.base, self.config.set), self.setting(setting).set), over)
 
 
-def read_suite(path: Path) -> Suite:
+def read_suite(path: Path, *, settings: Sequence[str] = ()) -> Suite:
     """The suite in a TOML file.
 
+    Args:
+        path: The file.
+        settings: Names of the settings that are wanted; empty: all.
+
     Raises:
-        InputError: If a file is missing or no TOML, or says what can't be run.
+        InputError: If a file is missing or no TOML, or says what can't be run, or has no such setting.
     """
     config = build(SuiteConfig, read_toml(path))
-    return Suite(config, read_toml(path.parent / config.config))
+    if unknown := sorted(set(settings) - {s.name for s in config.setting}):
+        raise ConfigError(f"{path} has no setting {unknown}.", hint=f"It has {[s.name for s in config.setting]}.")
+    wanted = tuple(s for s in config.setting if not settings or s.name in settings)
+    return Suite(dataclasses.replace(config, setting=wanted), read_toml(path.parent / config.config))
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -142,6 +142,8 @@ def test_the_rate_is_chosen_on_source_validation_from_the_same_grid_for_each_met
     assert chosen == {(m, lr, s) for m, lr in (("gate", 1e-2), ("frozen", 1e-4)) for s in (3, 4, 5)}
     assert len(trainer.evaluated) == 12  # what was not chosen never sees a test region
     assert all(bool(r.regions) == r.is_chosen for r in records)
+    exported = [(tmp_path / "table" / r.key.folder / "model.onnx").is_file() for r in records]
+    assert exported == [r.is_chosen for r in records]
 
 
 def test_the_heads_rate_keeps_its_ratio(suite_file: Path) -> None:
@@ -168,6 +170,31 @@ def test_what_is_complete_is_not_repeated_and_what_broke_off_is_resumed(
     again = run_suite(read_suite(suite_file), tmp_path / "table")
     assert again == records
     assert len(trainer.calls) == 2
+
+
+def test_settings_may_be_run_one_by_one_and_are_then_there_for_the_table_of_all(
+    suite_file: Path, tmp_path: Path, trainer: Trainer
+) -> None:
+    other = SUITE.partition("[[setting]]")[2].replace('"town"', '"village"')
+    suite_file.write_text(f"{SUITE}[[setting]]{other}", encoding="utf-8")
+    records = run_suite(read_suite(suite_file, settings=["village"]), tmp_path / "table")
+    assert {r.key.setting for r in records} == {"village"}
+    assert len(trainer.calls) == 8
+    run_suite(read_suite(suite_file, settings=["town"]), tmp_path / "table")
+    assert len(trainer.calls) == 16
+    records = run_suite(read_suite(suite_file), tmp_path / "table")
+    assert [r.key.setting for r in records] == ["town"] * 8 + ["village"] * 8
+    assert len(trainer.calls) == 16
+
+
+def test_a_setting_that_the_suite_does_not_have_is_refused(
+    suite_file: Path, tmp_path: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["benchmark", str(suite_file), "-o", str(tmp_path / "table"), "--setting", "city"]
+    assert main(words) == 2
+    assert "no setting ['city']" in capsys.readouterr().err
+    assert not trainer.calls
+    assert not (tmp_path / "table").exists()
 
 
 def test_failures_are_listed_and_tried_again(suite_file: Path, tmp_path: Path, trainer: Trainer) -> None:
