@@ -15,7 +15,7 @@ NAMES = {
     "bare": "bare session",
     "loop": "plain loop",
     "geodeep": "GeoDeep",
-    "geodeep-unfiltered": "GeoDeep, no median filter",
+    "geodeep-unfiltered": "GeoDeep, unfiltered",
 }
 BUSY = 0.05
 """Share of the machine in other hands above which its times are those of a busy machine."""
@@ -50,7 +50,7 @@ NOTES = """\
 - **plain loop**: rasterio and onnxruntime as in many notebooks ([plain_loop.py](../benchmarks/engine/plain_loop.py)):
   boundless reads, one tile at a time, margins cropped, no overviews.
 - **GeoDeep** from PyPI in an environment of its own, with scipy, for without it its median filter takes minutes and
-  gigabytes. Crops; keeps the whole mask in memory; writes it uncompressed, as the scene is. *No median filter*: the
+  gigabytes. Crops; keeps the whole mask in memory; writes it uncompressed, as the scene is. *Unfiltered*: the
   same with that filter of the finished mask left out, which no other contestant has.
 - *step*: the largest step of a probability between neighbouring pixels that comes from joining tiles, and not from
   the model within a tile (`cegate_geo/infer/seams.py`), around nine tiles in the middle of the scene, laid and joined
