@@ -12,16 +12,19 @@ import click
 @click.argument("suite", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "folder", type=click.Path(path_type=Path), required=True, help="Folder of the table.")
 @click.option("--setting", "settings", metavar="NAME", multiple=True, help="Only this setting; may be repeated.")
+@click.option("--dry-run", "is_dry", is_flag=True, help="Run nothing: print the table of what is there.")
 @click.option("--device", default="auto", show_default=True, help="torch device, or auto.")
 @click.pass_context
-def command(context: click.Context, suite: Path, folder: Path, *, settings: tuple[str, ...], device: str) -> None:
+def command(
+    context: click.Context, suite: Path, folder: Path, *, settings: tuple[str, ...], is_dry: bool, device: str
+) -> None:
     """Run `cegate-geo adapt` for each method, setting and seed of SUITE.toml, and measure it on regions of their own.
 
     The learning rate of each method is chosen from one grid on source validation, weights likewise. Runs that are
     complete in the folder are not repeated, others are resumed; so the same command goes on after Ctrl-C.
 
     Settings may be run side by side into one folder, each with --setting; the same command without it then makes the
-    table of all.
+    table of all. --dry-run shows how far it is: methods of which every rate was tried.
 
     The folder gets table.md, table.json, table.html with plots, and runs/. Failed runs are listed, and make the exit
     code 1.
@@ -56,12 +59,18 @@ def command(context: click.Context, suite: Path, folder: Path, *, settings: tupl
     planned = read_suite(suite, settings=settings)
     with watch_cancel(None) as cancelled:
         records = run_suite(
-            planned, folder, device=device, told=lambda text: click.echo(text, err=True), cancelled=cancelled
+            planned,
+            folder,
+            device=device,
+            is_dry=is_dry,
+            told=lambda text: click.echo(text, err=True),
+            cancelled=cancelled,
         )
     text = to_markdown(planned.config, records)
-    write_text(folder / "table.json", json.dumps(to_json(planned.config, records), indent=2) + "\n")
-    write_text(folder / "table.md", text)
-    write_text(folder / "table.html", to_page(planned.config, records))
+    if not is_dry:
+        write_text(folder / "table.json", json.dumps(to_json(planned.config, records), indent=2) + "\n")
+        write_text(folder / "table.md", text)
+        write_text(folder / "table.html", to_page(planned.config, records))
     click.echo(text)
     if any(record.failure for record in records):
         context.exit(1)

@@ -51,6 +51,7 @@ def run_suite(
     folder: Path,
     *,
     device: str = "auto",
+    is_dry: bool = False,
     told: Callable[[str], None] | None = None,
     progress: Callable[[AdaptProgress], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -61,6 +62,8 @@ def run_suite(
         suite: What to run.
         folder: Folder of the table; runs go to `runs/` in it.
         device: torch device, or "auto".
+        is_dry: Whether to run nothing and tell what is there: methods of which every rate was tried, with the seeds and
+            regions that are complete.
         told: Called with one line for each run that ends.
         progress: See `adapt`.
         cancelled: See `adapt`.
@@ -72,8 +75,9 @@ def run_suite(
         InputError: If the folder holds runs of another suite.
         CancelledError: When cancelled; what was done stays, and the next call goes on.
     """
-    make_run_folder(folder)
-    runner = _Runner(suite, folder, device, told, progress, cancelled)
+    if not is_dry:
+        make_run_folder(folder)
+    runner = _Runner(suite, folder, device, is_dry, told, progress, cancelled)
     return [r for s in suite.config.setting for m in suite.config.names for r in runner.method(s.name, m)]
 
 
@@ -82,6 +86,7 @@ class _Runner:
     suite: Suite
     folder: Path
     device: str
+    is_dry: bool
     told: Callable[[str], None] | None
     progress: Callable[[AdaptProgress], None] | None
     cancelled: Callable[[], bool] | None
@@ -89,16 +94,20 @@ class _Runner:
     def method(self, setting: str, method: str) -> list[RunRecord]:
         """All runs of one method in one setting: the rates with the first seed, then the best rate with the others."""
         first, *others = self.suite.config.seeds
-        tried = [self.train(RunKey(setting, method, lr, first)) for lr in self.suite.rates(setting, method)]
+        keys = [RunKey(setting, method, lr, first) for lr in self.suite.rates(setting, method)]
+        tried = [record for key in keys if (record := self.train(key)) is not None]
+        if len(tried) < len(keys):
+            return []
         best = choose(tried)
         records = [dataclasses.replace(r, is_chosen=r is best) for r in tried]
         if best is not None:
-            records += [self.train(RunKey(setting, method, best.key.lr, seed)) for seed in others]
+            rest = [self.train(RunKey(setting, method, best.key.lr, seed)) for seed in others]
+            records += [record for record in rest if record is not None]
         wanted = self.suite.config.oracle
         return [self.measure(r) if not r.failure and (wanted or r.is_chosen) else r for r in records]
 
-    def train(self, key: RunKey) -> RunRecord:
-        """One run of adapt, as far as it is not there already."""
+    def train(self, key: RunKey) -> RunRecord | None:
+        """One run of adapt, as far as it is not there already; None where it is not and nothing is to be run."""
         run = self.folder / key.folder
         config = self.suite.adapt_config(key)
         if (run / CONFIG).is_file() and json.loads((run / CONFIG).read_text(encoding="utf-8")) != to_table(config):
@@ -106,6 +115,8 @@ class _Runner:
                 f"{run} holds a run of another configuration.", hint="Use another folder, or remove the run."
             )
         if not (run / DONE).is_file():
+            if self.is_dry:
+                return None
             try:
                 result = adapt(
                     config,
@@ -126,7 +137,8 @@ class _Runner:
             write_text(run / DONE, json.dumps({"validation": result.metrics["miou"]}))
             (run / FAILURE).unlink(missing_ok=True)
         record = self._read(key)
-        self._tell(f"{key}: validation {record.validation:.3f}")
+        if not self.is_dry:
+            self._tell(f"{key}: validation {record.validation:.3f}")
         return record
 
     def measure(self, record: RunRecord) -> RunRecord:
@@ -137,6 +149,9 @@ class _Runner:
         for region in self.suite.setting(record.key.setting).test:
             asked = to_table(region)
             if found.get(region.name, {}).get("region") != asked:
+                if self.is_dry:
+                    found.pop(region.name, None)
+                    continue
                 if self.cancelled is not None and self.cancelled():
                     raise CancelledError("Cancelled between two regions.", hint="Run it again to go on.")
                 try:
@@ -147,7 +162,8 @@ class _Runner:
                 write_text(path, json.dumps(found, indent=2))
                 self._tell(f"{record.key}: {region.name} {metrics['miou']:.3f}")
         names = [t.name for t in self.suite.setting(record.key.setting).test]
-        return dataclasses.replace(record, regions={name: found[name]["metrics"]["miou"] for name in names})
+        regions = {name: found[name]["metrics"]["miou"] for name in names if name in found}
+        return dataclasses.replace(record, regions=regions)
 
     def _tell(self, text: str) -> None:
         if self.told is not None:

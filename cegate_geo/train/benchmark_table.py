@@ -99,7 +99,7 @@ def to_markdown(config: SuiteConfig, records: Sequence[RunRecord]) -> str:
     """The table for people who read text."""
     rows = make_rows(config, records)
     oracle = " oracle |" if config.oracle else ""
-    lines = [f"# {config.name}", "", *explain(config), ""]
+    lines = [f"# {config.name}", "", *explain(config), "", *_overview(config, rows)]
     for setting, region in dict.fromkeys((r.setting, r.region) for r in rows):
         lines += [f"## {heading(setting, region)}", ""]
         lines += [f"| method | rate | trained at a time | mean IoU | against {config.compared_with} | seeds |{oracle}"]
@@ -113,6 +113,22 @@ def to_markdown(config: SuiteConfig, records: Sequence[RunRecord]) -> str:
     else:
         lines += ["No run failed.", ""]
     return "\n".join(lines)
+
+
+def _overview(config: SuiteConfig, rows: Sequence[Row]) -> list[str]:
+    """Means of all methods in all regions, the best of each region in bold; nothing where there is one region."""
+    regions = list(dict.fromkeys((r.setting, r.region) for r in rows))
+    if len(regions) < 2:
+        return []
+    lines = ["## At a glance", "", "| method | " + " | ".join(heading(*region) for region in regions) + " |"]
+    lines += ["|---|" + "---:|" * len(regions)]
+    found = {(r.setting, r.region, r.method): r.spread.mean for r in rows if r.spread is not None}
+    best = {region: max(found.get((*region, m), 0.0) for m in config.names) for region in regions}
+    for method in config.names:
+        means = [(found.get((*region, method)), best[region]) for region in regions]
+        shown = ["-" if m is None else f"**{100 * m:.1f}**" if m == top else f"{100 * m:.1f}" for m, top in means]
+        lines.append(f"| {method} | " + " | ".join(shown) + " |")
+    return [*lines, ""]
 
 
 def explain(config: SuiteConfig) -> list[str]:

@@ -187,6 +187,50 @@ def test_settings_may_be_run_one_by_one_and_are_then_there_for_the_table_of_all(
     assert len(trainer.calls) == 16
 
 
+def test_a_dry_run_tells_what_is_there_and_runs_nothing(
+    suite_file: Path, tmp_path: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["benchmark", str(suite_file), "-o", str(tmp_path / "table"), "--dry-run"]
+    assert main(words) == 0
+    assert not trainer.calls
+    assert not (tmp_path / "table").exists()
+    trainer.broken = lambda config: (
+        CancelledError("Cancelled.") if (config.peft.method, config.train.seed) == ("gate", 5) else None
+    )
+    with pytest.raises(CancelledError):
+        run_suite(read_suite(suite_file), tmp_path / "table")
+    before = len(trainer.calls)
+    records = run_suite(read_suite(suite_file), tmp_path / "table", is_dry=True)
+    assert [str(r.key) for r in records] == [
+        "town, gate, lr 0.0001, seed 3", "town, gate, lr 0.01, seed 3", "town, gate, lr 0.01, seed 4"
+    ]  # fmt: skip
+    assert not any(r.regions for r in records)  # not measured yet
+    trainer.broken = lambda config: None
+    complete = run_suite(read_suite(suite_file), tmp_path / "table")
+    ran = len(trainer.calls)
+    assert ran > before
+    assert run_suite(read_suite(suite_file), tmp_path / "table", is_dry=True) == complete
+    capsys.readouterr()
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert shown.out == to_markdown(read_suite(suite_file).config, complete) + "\n"
+    assert not shown.err
+    assert len(trainer.calls) == ran
+    assert not (tmp_path / "table" / "table.md").exists()
+
+
+def test_the_overview_has_the_means_and_the_best_in_bold(suite_file: Path, tmp_path: Path, trainer: Trainer) -> None:
+    suite = read_suite(suite_file)
+    text = to_markdown(suite.config, run_suite(suite, tmp_path / "table"))
+    overview = text.partition("## At a glance")[2].partition("##")[0].strip().splitlines()
+    assert overview == [
+        "| method | town: near | town: far | all regions |",
+        "|---|---:|---:|---:|",
+        "| gate | **49.4** | **59.4** | **54.4** |",
+        "| frozen | 45.0 | 55.0 | 50.0 |",
+    ]
+
+
 def test_a_setting_that_the_suite_does_not_have_is_refused(
     suite_file: Path, tmp_path: Path, trainer: Trainer, capsys: pytest.CaptureFixture[str]
 ) -> None:
