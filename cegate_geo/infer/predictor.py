@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 from cegate_geo.domain.contract import Contract, Margin, StatedContract
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
 from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderWarning
+from cegate_geo.infer.class_rule import ClassRule
 from cegate_geo.infer.foreign.decide import kind_of
 from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
 from cegate_geo.infer.foreign.settle import settle
@@ -75,6 +76,35 @@ class Footprint:
     session: int | None = None
     """Bytes that it was seen to take; None before it was looked at."""
 
+    def session_bytes(self, by_weights: int) -> int:
+        """As it was seen, in steps of SEEN_STEP, where that is more than what the weights say."""
+        seen = self.session
+        return by_weights if seen is None or seen <= by_weights else -(-seen // SEEN_STEP) * SEEN_STEP
+
+    def look(self, models: Sequence[Predictor], shape: tuple[int, ...]) -> None:
+        """See what the sessions of models that run one after the other take on inputs of `shape` (N, C, H, W); once.
+
+        An output lies in the session's own memory: while it waits, the next call finds no room there and takes more. So
+        there are two calls, unless that takes long.
+        """
+        loaded = resident_bytes()
+        if self.before is None or self.session is not None or loaded is None:
+            return
+        more = 0
+        waiting: list[npt.NDArray[Any]] = []
+        for model in models:
+            if model.provider in ACCELERATORS:  # those compute in a memory of their own
+                continue
+            waiting = waiting[:1]  # the sum of those before, as it were
+            unused, started = resident_bytes() or loaded, time.monotonic()
+            inputs = np.zeros(shape, model.input_type)
+            waiting.append(model.call(inputs))
+            if time.monotonic() - started < LOOK_S:
+                waiting.append(model.call(inputs))
+            else:
+                more += max(0, (resident_bytes() or unused) - unused) // 2
+        self.session = max(0, (resident_bytes() or loaded) + more - max(self.before, BASE_BYTES))
+
 
 @dataclass(frozen=True, slots=True)
 class Predictor:
@@ -109,28 +139,26 @@ class Predictor:
     @property
     def session_bytes(self) -> int:
         """Memory of sessions: as it was seen, else by the size of the weights, which a session holds about twice."""
-        by_weights = 2 * self.path.stat().st_size + SMALL_SESSION
-        seen = self.footprint.session
-        return by_weights if seen is None or seen <= by_weights else -(-seen // SEEN_STEP) * SEEN_STEP
+        return self.footprint.session_bytes(self.weight_bytes)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of sessions by the size of the weights alone."""
+        return 2 * self.path.stat().st_size + SMALL_SESSION
+
+    @property
+    def computed_on(self) -> str:
+        """What runs, in which precision: the label of its `way`."""
+        return self.way.label
+
+    @property
+    def rule(self) -> ClassRule:
+        """How a pixel's class is chosen."""
+        return ClassRule.of(self.contract)
 
     def look_at_memory(self, shape: tuple[int, ...]) -> None:
-        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once.
-
-        An output lies in the session's own memory: while it waits, the next call finds no room there and takes more. So
-        there are two calls, unless that takes long.
-        """
-        footprint, loaded = self.footprint, resident_bytes()
-        if footprint.before is None or footprint.session is not None or loaded is None:
-            return
-        more = 0
-        if self.provider not in ACCELERATORS:  # those compute in a memory of their own
-            started, inputs = time.monotonic(), np.zeros(shape, self.input_type)
-            waiting = [self._call(inputs)]
-            if time.monotonic() - started < LOOK_S:
-                waiting.append(self._call(inputs))
-            else:
-                more = max(0, (resident_bytes() or loaded) - loaded) // 2
-        footprint.session = max(0, (resident_bytes() or loaded) + more - max(footprint.before, BASE_BYTES))
+        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once."""
+        self.footprint.look([self], shape)
 
     @property
     def is_proven(self) -> bool:
@@ -161,26 +189,11 @@ class Predictor:
         Raises:
             ModelError: If it takes no tiles of the size that is asked for.
         """
-        sides = []
-        for fixed, length in zip(self.sides, shape, strict=True):
-            if fixed is not None:
-                if asked not in (None, fixed):
-                    raise ModelError(
-                        f"{self.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
-                    )
-                sides.append(fixed)
-                continue
-            size, multiple = asked or self.manifest.tile_size, self.manifest.size_multiple
-            if asked and asked % multiple:
-                raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
-            sides.append(min(size, -(-length // multiple) * multiple))
-        if self.options.tta == "d4" and sides[0] != sides[1] and self.sides != (None, None):
-            raise InputError(
-                f"--tta d4 turns tiles by a quarter, and {self.path.name} takes tiles of {sides[1]} x {sides[0]} px.",
-                hint="Use --tta flips.",
-            )
         margin = self.margin
-        return sides[0] - margin.top - margin.bottom, sides[1] - margin.left - margin.right
+        height, width = tile_sides(
+            shape, asked=asked, fixed=self.sides, manifest=self.manifest, tta=self.options.tta, name=self.path.name
+        )
+        return height - margin.top - margin.bottom, width - margin.left - margin.right
 
     def run(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W); without `margin`, where the model has one.
@@ -216,7 +229,7 @@ class Predictor:
 
     def _probabilities(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """The same in one call."""
-        raw, form = self._call(inputs), self.contract.form
+        raw, form = self.call(inputs), self.contract.form
         if form is not None:
             probabilities = as_probabilities(raw, self.manifest.output, form, self.manifest.legend)
         else:
@@ -237,7 +250,7 @@ class Predictor:
         Raises:
             ModelError: If the model fails, or what it gives has to be stated.
         """
-        raw = self._call(inputs)
+        raw = self.call(inputs)
         kind = kind_of(raw, name=self.path.name)
         warnings.warn(
             f"{self.path.name} does not say whether it gives probabilities or logits. In one tile of the scene it gave "
@@ -321,7 +334,7 @@ class Predictor:
             limit=BatchLimit(),
         )
 
-    def _call(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
+    def call(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
         """What the graph gives, (N, C, h, w)."""
         count, form = len(inputs), self.contract.form
         if self.batch is not None and count < self.batch:
@@ -344,6 +357,44 @@ class Predictor:
                 hint="Export the model again.",
             )
         return maps[:count]
+
+
+def tile_sides(
+    shape: tuple[int, int],
+    *,
+    asked: int | None,
+    fixed: tuple[int | None, int | None],
+    manifest: Manifest,
+    tta: TtaMode,
+    name: str,
+) -> tuple[int, int]:
+    """Height and width of what a graph is fed with for a scene of `shape`; see `Predictor.tile_shape`.
+
+    Args:
+        shape: (height, width) of the scene.
+        asked: Side that the user wants; None for the model's.
+        fixed: (height, width) where the graph fixes them.
+        manifest: The model's.
+        tta: Views of a tile that are shown.
+        name: Of the model, for errors.
+    """
+    sides = []
+    for side, length in zip(fixed, shape, strict=True):
+        if side is not None:
+            if asked not in (None, side):
+                raise ModelError(f"{name} takes tiles of {side} px only, not {asked}.", hint="Leave out --tile-size.")
+            sides.append(side)
+            continue
+        size, multiple = asked or manifest.tile_size, manifest.size_multiple
+        if asked and asked % multiple:
+            raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
+        sides.append(min(size, -(-length // multiple) * multiple))
+    if tta == "d4" and sides[0] != sides[1] and fixed != (None, None):
+        raise InputError(
+            f"--tta d4 turns tiles by a quarter, and {name} takes tiles of {sides[1]} x {sides[0]} px.",
+            hint="Use --tta flips.",
+        )
+    return sides[0], sides[1]
 
 
 def load_predictor(

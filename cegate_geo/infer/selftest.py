@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +136,7 @@ def check_scene(path: str, *, model: Path, options: PredictOptions, monitor: Mon
             return _report(path, predictor, (verdict,))
         with closing(scene):
             run, gsd = _settle(scene, predictor, options, heard)
-            report = _run_tests(run, [_bands(scene, heard), gsd], monitor)
+            report = _run_tests(run, predictor, [_bands(scene, heard), gsd], monitor)
         return replace(report, verdicts=(*report.verdicts, *_said(heard)))
 
 
@@ -144,7 +145,7 @@ def _open(path: str, predictor: Predictor, options: PredictOptions) -> AnyScene:
     return open_scene(path, predictor.manifest, bands=bands, nodata=options.nodata)
 
 
-def _run_tests(run: Run, verdicts: list[Verdict], monitor: Monitor) -> CheckReport:
+def _run_tests(run: Run, predictor: Predictor, verdicts: list[Verdict], monitor: Monitor) -> CheckReport:
     """All that takes tiles."""
     sample = _Sample.take(run)
     nodata = _nodata(run.scene)
@@ -155,11 +156,12 @@ def _run_tests(run: Run, verdicts: list[Verdict], monitor: Monitor) -> CheckRepo
             message="None of the tiles that were looked at holds data.",
             hint="Check the scene's nodata value and mask, or check a part of it that holds data.",
         )
-        return _report(run.scene.path, run.predictor, (*verdicts, nodata, empty))
+        return _report(run.scene.path, predictor, (*verdicts, nodata, empty))
     first = next(iter(sample.inputs.values()))
-    reference = run.predictor.reference
-    predictor = run.predictor if run.predictor.manifest.output != "undecided" else run.predictor.decided(first)
-    predictor = monitor.wait(lambda: predictor.proven(first))
+    reference = predictor.reference
+    if predictor.manifest.output == "undecided":
+        predictor = predictor.decided(first)
+    predictor = monitor.wait(partial(predictor.proven, first))
     oracle = replace(predictor, session=reference)
     verdicts.append(monitor.wait(lambda: _parity(predictor, oracle, first)))
     outputs = {}

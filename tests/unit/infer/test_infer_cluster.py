@@ -118,7 +118,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> task.Job:
         targets = targets_of(tmp_path / "mask.tif", options)
         store.begin(job_header(run, targets, model=model, sha256=file_sha256(model)))
         (store.path / "token").touch()
-        return worker_job(run, store, model=model, token="token")
+        return worker_job(run, store, models=[model], token="token")
     finally:
         store.close()
         scene.close()
@@ -133,7 +133,7 @@ def refusal(job: task.Job, version: str = __version__) -> CegateError | None:
 
 def test_a_worker_that_sees_all_is_ready_and_keeps_the_model(job: task.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(job) is None
-    monkeypatch.setattr(task, "load_predictor", lambda *_: pytest.fail("loaded twice"))
+    monkeypatch.setattr(task, "load_models", lambda *_: pytest.fail("loaded twice"))
     assert refusal(job) is None
     task.dismiss(job.packed())
     assert task._loaded == {}
@@ -143,7 +143,7 @@ def test_a_worker_says_what_it_can_t_see(job: task.Job, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     for name, change in {
         "scene.tif": {"scene": str(elsewhere / "scene.tif")},
-        "model.onnx": {"model": elsewhere / "model.onnx"},
+        "model.onnx": {"models": (elsewhere / "model.onnx",)},
         "area.gpkg": {"options": replace(job.options, aoi=f"{elsewhere / 'area.gpkg'}|layer")},
         "mask.tif.job": {"folder": elsewhere / "mask.tif.job"},
     }.items():
