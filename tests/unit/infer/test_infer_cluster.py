@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import os
 import pickle
@@ -237,6 +238,22 @@ def test_errors_come_through_from_another_process(kind: type[CegateError]) -> No
     found = pickle.loads(pickle.dumps(error))
     assert type(found) is kind
     assert (found.message, found.hint, str(found), found.exit_code) == ("What, 3.", "How.", str(error), error.exit_code)
+
+
+@pytest.mark.parametrize("kind", ALL_ERRORS)
+def test_errors_come_through_where_dask_was_imported_after_us(kind: type[CegateError]) -> None:
+    """Dask then pickles the errors that are there by a function of tblib, which can't make those that are OSErrors."""
+    support = pytest.importorskip("tblib.pickling_support", reason="comes with dask.distributed")
+    before = copyreg.dispatch_table.get(kind)
+    copyreg.pickle(kind, support.pickle_exception)
+    try:
+        found = pickle.loads(pickle.dumps(kind("What, 3.", hint="How.")))
+    finally:
+        copyreg.dispatch_table.pop(kind)
+        if before is not None:
+            copyreg.dispatch_table[kind] = before
+    assert type(found) is kind
+    assert (found.message, found.hint) == ("What, 3.", "How.")
 
 
 def test_errors_of_gdal_and_others_come_through(tmp_path: Path) -> None:
