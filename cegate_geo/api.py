@@ -20,6 +20,7 @@ from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ContractWarning, InputError
 from cegate_geo.infer.forecast import PredictPlan, forecast
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.many import SceneFailure, SceneJob, ScenesResult, predict_scenes
 from cegate_geo.infer.merge import MergeOptions, merge_job
 from cegate_geo.infer.models import default_model_path, resolve_model
@@ -27,7 +28,7 @@ from cegate_geo.infer.mosaic import mosaic_name
 from cegate_geo.infer.onnx_header import read_header
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import predict_scene
-from cegate_geo.infer.predictor import SessionOptions, load_predictor
+from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.providers import ProviderName
 from cegate_geo.infer.selftest import CheckReport, check_scene

@@ -2,8 +2,9 @@
 
     python benchmarks/engine/tail.py
 
-CPU milliseconds on one thread for a tile of 512 px, the model itself (a convolution of 1 px) taken off: the least of five
-rounds, and their median. A graph can say classes only where tiles are not blended: `--stitch crop`, one view, one model.
+CPU milliseconds on one thread for a tile of 512 px, the model itself (a convolution of 1 px) taken off: the least of
+five rounds, and their median. A graph can say classes only where tiles are not blended: `--stitch crop`, one view, one
+model.
 """
 
 from __future__ import annotations

@@ -21,14 +21,10 @@ from cegate_geo.domain.joint import NAME_SEPARATOR, joint_manifest, require_same
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import InputError, ModelError
 from cegate_geo.infer.class_rule import ClassRule
-from cegate_geo.infer.predictor import (
-    Footprint,
-    Predictor,
-    SessionOptions,
-    file_sha256,
-    load_predictor,
-    tile_sides,
-)
+from cegate_geo.infer.footprint import Footprint
+from cegate_geo.infer.load import load_predictor
+from cegate_geo.infer.predictor import Predictor, SessionOptions, file_sha256
+from cegate_geo.infer.tile_sides import tile_sides
 
 SAME_SIZE = "Where their graphs leave the size free, --tile-size N states one for all; else export them alike."
 

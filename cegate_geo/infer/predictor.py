@@ -1,12 +1,11 @@
-"""A model file and its session: contract in, probabilities out."""
+"""A loaded model: tiles in, probabilities out, on a provider that was compared with the CPU."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,36 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cegate_geo.domain.contract import Contract, Margin, StatedContract
-from cegate_geo.domain.manifest import METADATA_KEY, Manifest
-from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderWarning
+from cegate_geo.domain.contract import Contract, Margin
+from cegate_geo.domain.manifest import Manifest
+from cegate_geo.errors import ContractWarning, ModelError, ProviderWarning
 from cegate_geo.infer.class_rule import ClassRule
+from cegate_geo.infer.footprint import SMALL_SESSION, Footprint
 from cegate_geo.infer.foreign.decide import kind_of
-from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
-from cegate_geo.infer.foreign.settle import settle
-from cegate_geo.infer.heap import BASE_BYTES, resident_bytes
 from cegate_geo.infer.outputs import as_probabilities, channels_first, softmax
 from cegate_geo.infer.parity import Parity
-from cegate_geo.infer.providers import (
-    ACCELERATORS,
-    Candidate,
-    candidates,
-    is_out_of_memory,
-    onnxruntime_module,
-    open_reference,
-    open_session,
-)
+from cegate_geo.infer.providers import ACCELERATORS, Candidate, is_out_of_memory, open_session
+from cegate_geo.infer.tile_sides import tile_sides
 from cegate_geo.infer.tta import TtaMode, mean_of_views
 
 GPU_BATCH = 8
 """Tiles in a session call on an accelerator, where nothing is said; a CPU gains nothing from more than one."""
-SMALL_SESSION = 24 * 2**20
-"""Bytes that sessions of a small model take beside its weights."""
-LOOK_S = 10.0
-"""A call that takes longer is not repeated to see what it takes."""
-SEEN_STEP = 32 * 2**20
-"""What is seen of memory is rounded up to it: small differences between runs are to change nothing."""
-INPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,45 +48,6 @@ class BatchLimit:
 
     tiles: int | None = None
     """None: nothing has failed yet."""
-
-
-@dataclass(slots=True)
-class Footprint:
-    """What a model takes of the process' memory."""
-
-    before: int | None = None
-    """Bytes that the process held before it was loaded; None where nothing tells it."""
-    session: int | None = None
-    """Bytes that it was seen to take; None before it was looked at."""
-
-    def session_bytes(self, by_weights: int) -> int:
-        """As it was seen, in steps of SEEN_STEP, where that is more than what the weights say."""
-        seen = self.session
-        return by_weights if seen is None or seen <= by_weights else -(-seen // SEEN_STEP) * SEEN_STEP
-
-    def look(self, models: Sequence[Predictor], shape: tuple[int, ...]) -> None:
-        """See what the sessions of models that run one after the other take on inputs of `shape` (N, C, H, W); once.
-
-        An output lies in the session's own memory: while it waits, the next call finds no room there and takes more. So
-        there are two calls, unless that takes long.
-        """
-        loaded = resident_bytes()
-        if self.before is None or self.session is not None or loaded is None:
-            return
-        more = 0
-        waiting: list[npt.NDArray[Any]] = []
-        for model in models:
-            if model.provider in ACCELERATORS:  # those compute in a memory of their own
-                continue
-            waiting = waiting[:1]  # the sum of those before, as it were
-            unused, started = resident_bytes() or loaded, time.monotonic()
-            inputs = np.zeros(shape, model.input_type)
-            waiting.append(model.call(inputs))
-            if time.monotonic() - started < LOOK_S:
-                waiting.append(model.call(inputs))
-            else:
-                more += max(0, (resident_bytes() or unused) - unused) // 2
-        self.session = max(0, (resident_bytes() or loaded) + more - max(self.before, BASE_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,7 +258,7 @@ class Predictor:
         """
         first, *rest = ways
         try:
-            session = _guarded(
+            session = guarded(
                 self.path,
                 lambda: open_session(self.path, first, threads=self.options.threads, reference=self.reference),
             )
@@ -359,92 +303,12 @@ class Predictor:
         return maps[:count]
 
 
-def tile_sides(
-    shape: tuple[int, int],
-    *,
-    asked: int | None,
-    fixed: tuple[int | None, int | None],
-    manifest: Manifest,
-    tta: TtaMode,
-    name: str,
-) -> tuple[int, int]:
-    """Height and width of what a graph is fed with for a scene of `shape`; see `Predictor.tile_shape`.
-
-    Args:
-        shape: (height, width) of the scene.
-        asked: Side that the user wants; None for the model's.
-        fixed: (height, width) where the graph fixes them.
-        manifest: The model's.
-        tta: Views of a tile that are shown.
-        name: Of the model, for errors.
-    """
-    sides = []
-    for side, length in zip(fixed, shape, strict=True):
-        if side is not None:
-            if asked not in (None, side):
-                raise ModelError(f"{name} takes tiles of {side} px only, not {asked}.", hint="Leave out --tile-size.")
-            sides.append(side)
-            continue
-        size, multiple = asked or manifest.tile_size, manifest.size_multiple
-        if asked and asked % multiple:
-            raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
-        sides.append(min(size, -(-length // multiple) * multiple))
-    if tta == "d4" and sides[0] != sides[1] and fixed != (None, None):
-        raise InputError(
-            f"--tta d4 turns tiles by a quarter, and {name} takes tiles of {sides[1]} x {sides[0]} px.",
-            hint="Use --tta flips.",
-        )
-    return sides[0], sides[1]
-
-
-def load_predictor(
-    path: Path,
-    options: SessionOptions | None = None,
-    *,
-    stated: StatedContract | None = None,
-    tile_size: int | None = None,
-    for_use: bool = True,
-) -> Predictor:
-    """Load a model file with its contract.
-
-    Args:
-        path: ONNX file; or an `.emd`, a STAC item or a sidecar of geoai that names one.
-        options: How it is to run.
-        stated: What the user states of a model that carries no manifest.
-        tile_size: Side of a tile that the user asks for, in pixels; counts where the graph leaves it free.
-        for_use: Refuse what has to be stated before a model without a manifest can run; else only describe it.
+def guarded(path: Path, load: Callable[[], Any]) -> Any:
+    """What `load` makes of a model file; whatever fails in it is told as ours.
 
     Raises:
-        ModelError: If it is no model, or its contract is missing, unreadable or does not fit its graph.
-        InputError: If what is stated contradicts the model.
-        RuntimeMissingError: If onnxruntime, or the provider that was asked for, is missing.
+        ModelError: If there is no such file, or it can't be loaded.
     """
-    options, stated = options or SessionOptions(), stated or StatedContract()
-    path, beside = find_weights(path)
-    available = onnxruntime_module().get_available_providers()
-    footprint = Footprint(before=resident_bytes())
-    ways = candidates(options.provider, require_gpu=options.require_gpu, available=available)
-    reference = _guarded(path, lambda: open_reference(path, threads=options.threads))
-    metadata = reference.get_modelmeta().custom_metadata_map
-    if METADATA_KEY in metadata:
-        require_no_options(path, stated)
-        predictor = _checked(path, Manifest.from_json(metadata[METADATA_KEY]), reference)
-    else:
-        facts, sources = gather(path, metadata, beside, stated)
-        settled = settle(path, reference, facts, sources, tile_size=tile_size, for_use=for_use)
-        predictor = Predictor(
-            path=path,
-            contract=settled.contract,
-            provider="cpu",
-            sides=settled.input.shape,
-            batch=settled.input.batch,
-            input_type=settled.input.dtype,
-            session=reference,
-        )
-    return dataclasses.replace(predictor, options=options, reference=reference, footprint=footprint).on(ways)
-
-
-def _guarded(path: Path, load: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no model file {path}.", hint="Check the path given with --model.")
     try:
@@ -456,39 +320,6 @@ def _guarded(path: Path, load: Callable[[], Any]) -> Any:
             f"onnxruntime can't load {path.name}: {_first_line(error)}.",
             hint="Check that it is a complete ONNX file, and that this onnxruntime is new enough for its opset.",
         ) from error
-
-
-def _checked(path: Path, manifest: Manifest, session: Any) -> Predictor:
-    """Compare the graph with its manifest."""
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    problems = []
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        problems.append(f"its inputs are {[(i.name, i.shape) for i in inputs]}, not one of (N, C, H, W)")
-    elif inputs[0].type not in INPUT_TYPES:
-        problems.append(f"its input is {inputs[0].type}")
-    elif isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != len(manifest.bands):
-        problems.append(f"its input has {inputs[0].shape[1]} channels, the manifest {len(manifest.bands)} bands")
-    if len(outputs[0].shape) != 4:
-        problems.append(f"its output is {outputs[0].shape}, not (N, K, H, W)")
-    elif isinstance(outputs[0].shape[1], int) and outputs[0].shape[1] != len(manifest.legend):
-        problems.append(f"its output has {outputs[0].shape[1]} channels, the manifest {len(manifest.legend)} classes")
-    if manifest.output == "class-map":
-        problems.append("it gives a class map, which can't be blended")
-    if problems:
-        raise ModelError(
-            f"{path.name} can't be used: {'; '.join(problems)}.",
-            hint="Export it again with cegate-geo export --profile portable.",
-        )
-    batch, _, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
-    return Predictor(
-        path=path,
-        contract=Contract(manifest=manifest),
-        provider="cpu",
-        sides=(height, width),
-        batch=batch,
-        input_type=np.dtype(INPUT_TYPES[inputs[0].type]),
-        session=session,
-    )
 
 
 def _warn(text: str) -> None:

@@ -33,9 +33,10 @@ from cegate_geo.infer.feed import Feed, InputForm
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.mosaic import open_scene
 from cegate_geo.infer.parity import MAX_DIFFERENCE, Parity
-from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
+from cegate_geo.infer.predictor import Predictor, file_sha256
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import AnyScene, Strip
 from cegate_geo.infer.rescaled import RescaledScene

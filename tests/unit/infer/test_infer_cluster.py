@@ -27,9 +27,10 @@ from cegate_geo.infer.cluster import Place
 from cegate_geo.infer.delegate import worker_job
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import job_header
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import targets_of
-from cegate_geo.infer.predictor import file_sha256, load_predictor
+from cegate_geo.infer.predictor import file_sha256
 from cegate_geo.infer.providers import usable_cores
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import settle

@@ -14,7 +14,9 @@ from cegate_geo.domain.contract import StatedContract
 from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderWarning
 from cegate_geo.infer.ensemble import Ensemble, load_models, members_of, models_sha256
-from cegate_geo.infer.predictor import SMALL_SESSION, SessionOptions, file_sha256, load_predictor
+from cegate_geo.infer.footprint import SMALL_SESSION
+from cegate_geo.infer.load import load_predictor
+from cegate_geo.infer.predictor import SessionOptions, file_sha256
 from cegate_geo.infer.providers import Candidate
 from tests import foreign_models as foreign
 from tests import toy_models as toys
