@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +161,7 @@ def _run_tests(run: Run, predictor: Predictor, verdicts: list[Verdict], monitor:
     reference = predictor.reference
     if predictor.manifest.output == "undecided":
         predictor = predictor.decided(first)
-    predictor = monitor.wait(partial(predictor.proven, first))
+    predictor = monitor.wait(lambda: predictor.proven(first))
     oracle = replace(predictor, session=reference)
     verdicts.append(monitor.wait(lambda: _parity(predictor, oracle, first)))
     outputs = {}
