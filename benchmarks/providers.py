@@ -18,8 +18,9 @@ import rasterio
 from rasterio.windows import Window
 
 from cegate_geo.errors import ModelError
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.parity import Parity
-from cegate_geo.infer.predictor import Predictor, SessionOptions, load_predictor
+from cegate_geo.infer.predictor import Predictor, SessionOptions
 from cegate_geo.infer.providers import RUNTIME_NAMES, candidates
 
 CALLS = 5

@@ -17,9 +17,10 @@ from typing import Any, Literal, TypedDict, Unpack
 
 from cegate_geo.domain.contract import StatedContract, TensorForm
 from cegate_geo.domain.manifest import Manifest
-from cegate_geo.errors import ContractWarning
+from cegate_geo.errors import ContractWarning, InputError
 from cegate_geo.infer.forecast import PredictPlan, forecast
 from cegate_geo.infer.job import ClassShare, PredictOptions, PredictResult
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.many import SceneFailure, SceneJob, ScenesResult, predict_scenes
 from cegate_geo.infer.merge import MergeOptions, merge_job
 from cegate_geo.infer.models import default_model_path, resolve_model
@@ -27,7 +28,7 @@ from cegate_geo.infer.mosaic import mosaic_name
 from cegate_geo.infer.onnx_header import read_header
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import predict_scene
-from cegate_geo.infer.predictor import SessionOptions, load_predictor
+from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.providers import ProviderName
 from cegate_geo.infer.selftest import CheckReport, check_scene
@@ -106,7 +107,7 @@ def predict(
     scene: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
     **options: Unpack[PredictKeywords],
@@ -126,7 +127,9 @@ def predict(
         output: GeoTIFF to write. It appears when it is complete, or not at all.
         model: ONNX file, the name of a shipped model, or a file that names an ONNX file: an `.emd` of ArcGIS, a STAC
             item of the MLM extension. None for the shipped demo model. A file that carries no manifest of ours runs by
-            what Deepness, GeoDeep or geoai left in it or beside it, or by what `ContractKeywords` state.
+            what Deepness, GeoDeep or geoai left in it or beside it, or by what `ContractKeywords` state. A sequence of
+            models is run in one pass, and the mean of their probabilities taken: they have to agree on classes, bands,
+            scaling, tile size and metres per pixel. Their order decides nothing but the colours, which are the first's.
         progress: Called with a `Progress` after each batch, from the calling thread.
         cancel: Asked several times a second; return True to stop.
         **options: See `PredictKeywords`.
@@ -143,9 +146,9 @@ def predict(
         RuntimeMissingError: If `dask` is asked for and dask.distributed is not installed.
         CegateError: If anything else failed; no output is left behind, finished shards aside.
     """
-    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    paths, settings = _model_paths(model), PredictOptions(**_as_options(dict(options)))
     monitor = Monitor(progress, cancel)
-    return predict_scene(_scene_name(scene), Path(output), model=path, options=settings, monitor=monitor)
+    return predict_scene(_scene_name(scene), Path(output), models=paths, options=settings, monitor=monitor)
 
 
 def merge(
@@ -214,7 +217,7 @@ def predict_many(
     scenes: Sequence[str | Path],
     folder: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
     on_start: Callable[[SceneJob], None] = lambda _: None,
@@ -222,7 +225,7 @@ def predict_many(
     on_failure: Callable[[SceneFailure], None] = lambda _: None,
     **options: Unpack[PredictKeywords],
 ) -> ScenesResult:
-    """Predict several scenes with one model, each into `folder`/STEM_mask.tif.
+    """Predict several scenes with the same model, each into `folder`/STEM_mask.tif.
 
     A scene that fails does not lose the others: look at `failures`, or call `raise_failures`.
 
@@ -238,11 +241,11 @@ def predict_many(
         **options: As in `predict`; `vector`, `confidence` and `probabilities` are names without folder, which are put
             behind each scene's: "houses.gpkg" gives STEM_houses.gpkg.
     """
-    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    paths, settings = _model_paths(model), PredictOptions(**_as_options(dict(options)))
     return predict_scenes(
         [str(scene) for scene in scenes],
         Path(folder),
-        model=path,
+        models=paths,
         options=settings,
         progress=progress,
         cancel=cancel,
@@ -256,7 +259,7 @@ def plan(
     scene: str | Path | Sequence[str | Path],
     output: str | Path,
     *,
-    model: str | Path | None = None,
+    model: str | Path | Sequence[str | Path] | None = None,
     cancel: Callable[[], bool] | None = None,
     **options: Unpack[PredictKeywords],
 ) -> PredictPlan:
@@ -266,8 +269,8 @@ def plan(
         InputError: As `predict` before its first tile.
         ModelError: As `predict`.
     """
-    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
-    return forecast(_scene_name(scene), Path(output), model=path, options=settings, monitor=Monitor(None, cancel))
+    paths, settings = _model_paths(model), PredictOptions(**_as_options(dict(options)))
+    return forecast(_scene_name(scene), Path(output), models=paths, options=settings, monitor=Monitor(None, cancel))
 
 
 def check(
@@ -292,7 +295,7 @@ def check(
         RasterError: If the scene can't be opened.
         ModelError: If the model can't be used at all.
     """
-    path, settings = _model_path(model), PredictOptions(**_as_options(dict(options)))
+    (path,), settings = _model_paths(model), PredictOptions(**_as_options(dict(options)))
     return check_scene(str(scene), model=path, options=settings, monitor=Monitor(None, cancel))
 
 
@@ -301,17 +304,26 @@ def _scene_name(scene: str | Path | Sequence[str | Path]) -> str:
     return str(scene) if isinstance(scene, str | Path) else mosaic_name(scene)
 
 
-def _model_path(model: str | Path | None) -> Path:
-    """The file of a model; the shipped one, with a warning, where none is named."""
+def _model_paths(model: str | Path | Sequence[str | Path] | None) -> tuple[Path, ...]:
+    """The files of models; the shipped one, with a warning, where none is named.
+
+    Raises:
+        InputError: If the sequence is empty.
+        ModelError: If there is no such file.
+    """
+    if isinstance(model, str | Path):
+        return (resolve_model(model),)
     if model is not None:
-        return resolve_model(model)
+        if not model:
+            raise InputError("The list of models is empty.", hint="Name one model at least.")
+        return tuple(resolve_model(one) for one in model)
     path = default_model_path()
     warnings.warn(
         f"No model was named: the shipped demo model {path.stem} is used. It suits what its card says and little else.",
         ContractWarning,
         stacklevel=3,
     )
-    return path
+    return (path,)
 
 
 def _as_options(keywords: dict[str, Any]) -> dict[str, Any]:

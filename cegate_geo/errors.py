@@ -29,6 +29,11 @@ class CegateError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[CegateError], tuple[str], dict[str, object]]:
+        # As it would be by itself. Said here, tblib, which Dask brings, leaves it to us: what it does can't make an
+        # error that is an OSError and something else.
+        return type(self), (self.message,), self.__dict__
+
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()
 

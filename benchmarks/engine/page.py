@@ -57,8 +57,8 @@ NOTES = """\
   as the contestant does. The nearly free model sees one pixel at a time, so there is nothing to join.
 - *same class*: share of the pixels that get the class that the engine gives: near seams and under a median filter
   they differ.
-- terratorch's tiled inference is left out: it needs terratorch, torchgeo, lightning and a second torch, several
-  gigabytes.
+- terratorch's tiled inference is left out: to import it takes the whole package (1.2.13 asks for torch, torchgeo,
+  lightning, diffusers, lightly and two dozen more), an environment of several gigabytes for one function.
 """
 
 

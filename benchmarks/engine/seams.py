@@ -10,7 +10,8 @@ from made import TILE
 from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.windows import Window
-from cegate_geo.infer.predictor import SessionOptions, load_predictor
+from cegate_geo.infer.load import load_predictor
+from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.seams import measure_seams
 from cegate_geo.infer.tiles import Axis, TilePlan
 

@@ -149,8 +149,9 @@ def _machine() -> Iterator[Finding]:
 def _model() -> Iterator[Finding]:
     import numpy as np
 
+    from cegate_geo.infer.load import load_predictor
     from cegate_geo.infer.models import default_model_path
-    from cegate_geo.infer.predictor import SessionOptions, load_predictor
+    from cegate_geo.infer.predictor import SessionOptions
 
     try:
         path = default_model_path()

@@ -93,7 +93,14 @@ def contract_options(command: Callable[..., Any]) -> Callable[..., Any]:
     type=click.Path(path_type=Path),
     help="Mask to write, a .tif; of several scenes a folder.",
 )
-@click.option("-m", "--model", metavar="FILE|NAME", help="ONNX file, .emd or STAC MLM item, or a shipped model's name.")
+@click.option(
+    "-m",
+    "--model",
+    "models",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="ONNX file, .emd or STAC MLM item, or a shipped model's name. Given several times: the mean of all.",
+)
 @click.option("--vector", type=click.Path(path_type=Path), help="Polygons to write: .gpkg or .fgb.")
 @click.option("--min-area", "min_area_m2", type=float, default=0.0, metavar="M2", help="Polygons: merge smaller ones.")
 @click.option("--simplify", "simplify_m", type=float, default=0.0, metavar="M", help="Polygons: move outlines so far.")
@@ -174,6 +181,7 @@ def command(
     scenes: tuple[str, ...],
     output: Path,
     *,
+    models: tuple[str, ...],
     batch_size: str,
     events: str | None,
     dry_run: bool,
@@ -198,6 +206,10 @@ def command(
     from --classes on state what a file does not say, and go before what it says: a bare ONNX file needs --classes and
     --scale at least.
 
+    With --model several times, each tile is read once and shown to all models, and the mean of their probabilities is
+    blended. They have to agree on classes, bands, scaling, tile size and metres per pixel; one that does not is refused
+    by name. Their order decides nothing but the colours, which are the first's.
+
     Polygons are those of the mask, exact to the pixel; neighbours share their edges. --min-area gives each area that is
     too small to the neighbour with the longest shared edge. --simplify lets outlines move by so many metres at most
     (pixels, where the scene does not say how large they are); nothing overlaps, gapes or vanishes. --vector-classes
@@ -217,6 +229,7 @@ def command(
     if batch_size != "auto" and not batch_size.isdecimal():
         raise click.BadParameter("Write a number, or auto.", param_hint="--batch-size")
     options: dict[str, Any] = {**given, "batch_size": None if batch_size == "auto" else int(batch_size)}
+    options["model"] = models or None
     give_back_freed_memory()
     with watch_cancel(stream) as cancel:
         if stream is not None:

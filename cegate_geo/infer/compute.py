@@ -13,10 +13,9 @@ import numpy.typing as npt
 from cegate_geo.domain.windows import Window
 from cegate_geo.infer import budget
 from cegate_geo.infer.assemble import Assembler, Band, Canvas, Counter, OtherGrid, SameGrid
-from cegate_geo.infer.class_rule import ClassRule
+from cegate_geo.infer.ensemble import AnyPredictor
 from cegate_geo.infer.feed import Batch, Feed
 from cegate_geo.infer.journal import Entry
-from cegate_geo.infer.predictor import Predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.settle import Run, union
 from cegate_geo.infer.shard_file import ShardWriter
@@ -58,7 +57,7 @@ def _assembler(run: Run, shard: Shard, counter: Counter, *, emit: Callable[[Band
     """What makes bands of the outputs from batches."""
     canvas = Canvas(
         run.predictor.manifest.legend,
-        rule=ClassRule.of(run.predictor.contract),
+        rule=run.predictor.rule,
         tally=counter,
         emit=emit,
         with_confidence="confidence" in run.kinds,
@@ -69,7 +68,7 @@ def _assembler(run: Run, shard: Shard, counter: Counter, *, emit: Callable[[Band
     return Assembler(run.plan, shard.region, classes=canvas.classes, rows=rows)
 
 
-def _probabilities(predictor: Predictor, batch: Batch) -> npt.NDArray[np.float32]:
+def _probabilities(predictor: AnyPredictor, batch: Batch) -> npt.NDArray[np.float32]:
     if not batch.tiles:
         return np.empty((0, len(predictor.manifest.legend), 0, 0), np.float32)
     return predictor.run(batch.inputs)[: batch.tiles]

@@ -31,7 +31,7 @@ def compute_by_workers(
     missing: Sequence[Stack],
     store: ShardStore,
     *,
-    model: Path,
+    models: Sequence[Path],
     tally: Tally,
     scratch: Scratch,
     monitor: Monitor,
@@ -49,11 +49,11 @@ def compute_by_workers(
     if not missing:
         return 0, 0
     with store.token() as token:
-        job = worker_job(run, store, model=model, token=token)
+        job = worker_job(run, store, models=models, token=token)
         return Crew(cluster, run, job, store, take=take, monitor=monitor).compute(missing)
 
 
-def worker_job(run: Run, store: ShardStore, *, model: Path, token: str) -> Job:
+def worker_job(run: Run, store: ShardStore, *, models: Sequence[Path], token: str) -> Job:
     """A run as workers have to know it, with names that they can find from where they are."""
     options, scene = run.options, run.scene.path
     area = options.aoi
@@ -61,7 +61,7 @@ def worker_job(run: Run, store: ShardStore, *, model: Path, token: str) -> Job:
         area = str(Path(area).absolute())
     return Job(
         scene=str(Path(scene).absolute()) if is_plain_path(scene) else scene,
-        model=model.absolute(),
+        models=tuple(model.absolute() for model in models),
         folder=store.path.absolute(),
         token=token,
         options=replace(options, aoi=area, dask=None, workers=None),

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cegate_geo.infer.atomic import check_outputs
+from cegate_geo.infer.ensemble import load_models, models_given, models_sha256
 from cegate_geo.infer.feed import middle_tile
 from cegate_geo.infer.finish import describe_grid
 from cegate_geo.infer.gdal import gdal_settings
@@ -21,7 +22,6 @@ from cegate_geo.infer.job_header import stored_shard_shape
 from cegate_geo.infer.job_key import job_key
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene, scene_label
 from cegate_geo.infer.pipeline import as_resumed, cut_as_before, fed_as_before, local_inputs, targets_of
-from cegate_geo.infer.predictor import file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.settle import Run, decide, session_options, settle, stacks, union
 from cegate_geo.infer.shard_store import ShardStore, require_same_job, store_path
@@ -85,13 +85,18 @@ class PredictPlan:
 
 
 def forecast(
-    scene_path: str, output: Path, *, model: Path, options: PredictOptions, monitor: Monitor | None = None
+    scene_path: str,
+    output: Path,
+    *,
+    models: Sequence[Path],
+    options: PredictOptions,
+    monitor: Monitor | None = None,
 ) -> PredictPlan:
     """Plan a prediction and measure one tile; see `cegate_geo.api.plan`."""
     monitor = monitor or Monitor()
     wanted = targets_of(output, options).files
-    check_outputs(wanted, inputs=local_inputs(scene_path, options, model), overwrite=options.overwrite)
-    predictor = load_predictor(model, session_options(options), stated=options.stated, tile_size=options.tile_size)
+    check_outputs(wanted, inputs=local_inputs(scene_path, options, models), overwrite=options.overwrite)
+    predictor = load_models(models, session_options(options), stated=options.stated, tile_size=options.tile_size)
     bands = options.bands or predictor.contract.scene_bands
     with (
         gdal_settings(scene_path),
@@ -121,9 +126,9 @@ def forecast(
             memory_mb=run.needs.needed_mb(width),
             max_memory_mb=options.max_memory_mb or max(DEFAULT_MEMORY_MB, run.needs.needed_mb(width)),
             seconds=_seconds(run, tiles - skipped, monitor.wait),
-            provider=run.predictor.way.label,
+            provider=run.predictor.computed_on,
             provider_reason=run.predictor.reason,
-            model=str(model),
+            model=models_given(run.predictor, models),
         )
 
 
@@ -131,7 +136,7 @@ def _as_kept(run: Run, path: Path) -> Run:
     """The run with its shards cut as those that an earlier one left; refuses those of another job, like `predict`."""
     if not run.options.resume or not path.is_dir():
         return run
-    store, sha256 = ShardStore(path), file_sha256(run.predictor.path)
+    store, sha256 = ShardStore(path), models_sha256(run.predictor)
     run = fed_as_before(run, store.header)
     for written in store.written.values():
         require_same_job(path, written.header, {"key": job_key(run, sha256)})

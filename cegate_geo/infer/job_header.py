@@ -21,7 +21,7 @@ from cegate_geo.infer.tiles import shard_windows
 from cegate_geo.infer.writer import BLOCK_SIZE
 
 
-def job_header(run: Run, targets: Targets, *, model: Path, sha256: str) -> dict[str, Any]:
+def job_header(run: Run, targets: Targets, *, model: str | Path, sha256: str) -> dict[str, Any]:
     """The header of a run's journal, as JSON values."""
     options, region = run.options, run.region
     place = {name: getattr(targets, name) for name in ("output", "vector", "confidence", "probabilities")}

@@ -11,6 +11,7 @@ import numpy as np
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
+from cegate_geo.infer.ensemble import members_of
 from cegate_geo.infer.mosaic import Mosaic
 from cegate_geo.infer.reader import AnyScene
 from cegate_geo.infer.settle import Run
@@ -39,13 +40,14 @@ WITHOUT_SAY = frozenset(
 def job_key(run: Run, sha256: str) -> dict[str, Any]:
     """Everything that decides the bytes of a shard, by names that people know. Equal keys, equal bytes."""
     options, predictor, view = run.options, run.predictor, run.view
-    contract = json.dumps([predictor.manifest.to_json(), repr(predictor.contract.form)])
+    stated = [[model.manifest.to_json(), repr(model.contract.form)] for model in members_of(predictor)]
+    contract = json.dumps(stated[0] if len(stated) == 1 else [predictor.manifest.to_json(), *stated])
     # Whatever option there will be counts, unless it is known to change nothing.
     rest = {f.name: str(getattr(options, f.name)) for f in fields(options) if f.name not in WITHOUT_SAY}
     return {
         "engine": __version__,
         "runtime": _runtime_version(),
-        "provider": predictor.way.label,
+        "provider": predictor.computed_on,
         "model": sha256,
         "contract": hashlib.sha256(contract.encode()).hexdigest(),
         "scene": scene_identity(run.scene),

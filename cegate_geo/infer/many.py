@@ -1,4 +1,4 @@
-"""Several scenes by one model that is loaded once: an output each; one that fails does not lose the others."""
+"""Several scenes by a model that is loaded once: an output each; one that fails does not lose the others."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from cegate_geo.errors import EXIT_FAILED, CancelledError, CegateError, InputError
+from cegate_geo.infer.ensemble import load_models
 from cegate_geo.infer.job import PredictOptions, PredictResult
 from cegate_geo.infer.pipeline import open_workers, predict_scene
-from cegate_geo.infer.predictor import load_predictor
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.settle import session_options
 
@@ -110,7 +110,7 @@ def predict_scenes(
     scenes: Sequence[str],
     folder: Path,
     *,
-    model: Path,
+    models: Sequence[Path],
     options: PredictOptions,
     progress: Callable[[Progress], None] | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -120,7 +120,7 @@ def predict_scenes(
 ) -> ScenesResult:
     """Predict scenes one after the other; see `cegate_geo.api.predict_many`."""
     jobs = scene_jobs(scenes, folder, options)
-    predictor = load_predictor(model, session_options(options), stated=options.stated, tile_size=options.tile_size)
+    predictor = load_models(models, session_options(options), stated=options.stated, tile_size=options.tile_size)
     results: list[PredictResult] = []
     failures: list[SceneFailure] = []
     share = _Share(progress, len(jobs))
@@ -133,7 +133,7 @@ def predict_scenes(
                 result = predict_scene(
                     job.scene,
                     job.output,
-                    model=model,
+                    models=models,
                     options=job.options,
                     monitor=monitor,
                     predictor=predictor,

@@ -18,13 +18,13 @@ from cegate_geo.infer.atomic import check_outputs, job_folder
 from cegate_geo.infer.cluster import Cluster, open_cluster
 from cegate_geo.infer.compute import ShardSink, compute_stack
 from cegate_geo.infer.delegate import compute_by_workers
+from cegate_geo.infer.ensemble import AnyPredictor, load_models, models_given, models_sha256
 from cegate_geo.infer.finish import Product, Scratch, Targets, finish, product_result, scratch_rasters
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions, PredictResult, checked_output
 from cegate_geo.infer.job_header import job_header, stored_batch, stored_provider, stored_shard_shape
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene
-from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.settle import Run, decide, fitted, session_options, settle, stacks, tags, union
 from cegate_geo.infer.shard_store import ShardStore, discard, open_store, store_path
@@ -36,21 +36,22 @@ def predict_scene(
     scene_path: str,
     output: Path,
     *,
-    model: Path,
+    models: Sequence[Path],
     options: PredictOptions,
     monitor: Monitor,
-    predictor: Predictor | None = None,
+    predictor: AnyPredictor | None = None,
     cluster: Cluster | None = None,
 ) -> PredictResult:
     """Predict one scene into one mask; see `cegate_geo.api.predict`.
 
-    `predictor` is the model and `cluster` the connection to Dask workers, where they are there yet.
+    Of several `models` the mean is taken. `predictor` is what they are loaded to and `cluster` the connection to Dask
+    workers, where these are there yet.
     """
     started = time.monotonic()
     targets = targets_of(output, options)
-    check_outputs(targets.files, inputs=local_inputs(scene_path, options, model), overwrite=options.overwrite)
-    predictor = predictor or load_predictor(
-        model,
+    check_outputs(targets.files, inputs=local_inputs(scene_path, options, models), overwrite=options.overwrite)
+    predictor = predictor or load_models(
+        models,
         session_options(options),
         stated=options.stated,
         tile_size=options.tile_size,
@@ -64,28 +65,28 @@ def predict_scene(
         monitor.start(0)  # the first calls of a slow model take long, and say nothing
         run = decide(settle(scene, as_resumed(predictor, store_path(output), options), options), monitor.wait)
         predictor = run.predictor  # lets go of the session that it was compared with
-        sha256 = file_sha256(predictor.path)
+        sha256, given = models_sha256(predictor), models_given(predictor, models)
         with (
             open_workers(options, cluster, monitor) as cluster,
-            _store(run, targets, model, sha256, cluster) as (run, store),
+            _store(run, targets, given, sha256, cluster) as (run, store),
         ):
             if options.shard is not None:
                 made = _compute_part(run, store, _product(run, targets, sha256), monitor)
             else:
-                made = _compute_whole(run, store, _product(run, targets, sha256), monitor, cluster, model)
+                made = _compute_whole(run, store, _product(run, targets, sha256), monitor, cluster, models)
     return replace(
         made,
         seconds=round(time.monotonic() - started, 3),
         provider=predictor.provider,
         provider_reason=predictor.reason,
-        model=str(model),
+        model=given,
         model_sha256=sha256,
     )
 
 
-def local_inputs(scene_path: str, options: PredictOptions, model: Path) -> list[Path]:
+def local_inputs(scene_path: str, options: PredictOptions, models: Sequence[Path]) -> list[Path]:
     """The files that a run is given by name."""
-    names = [*(mosaic_sources(scene_path) or [scene_path]), (options.aoi or "").partition("|")[0], str(model)]
+    names = [*(mosaic_sources(scene_path) or [scene_path]), (options.aoi or "").partition("|")[0], *map(str, models)]
     return [Path(name) for name in names if name and "://" not in name]
 
 
@@ -132,7 +133,7 @@ def open_workers(options: PredictOptions, cluster: Cluster | None, monitor: Moni
 
 @contextmanager
 def _store(
-    run: Run, targets: Targets, model: Path, sha256: str, cluster: Cluster | None
+    run: Run, targets: Targets, model: str, sha256: str, cluster: Cluster | None
 ) -> Iterator[tuple[Run, ShardStore | None]]:
     """The folder of finished shards, and the run with its shards cut as they are there.
 
@@ -163,7 +164,7 @@ def _store(
             raise
 
 
-def as_resumed(predictor: Predictor, path: Path, options: PredictOptions) -> Predictor:
+def as_resumed(predictor: AnyPredictor, path: Path, options: PredictOptions) -> AnyPredictor:
     """The model on what finished shards were computed on, where it is left open what it runs on, and that is here."""
     if options.provider != "auto" or not options.resume or not path.is_dir():
         return predictor
@@ -209,7 +210,12 @@ def _say_what_is_kept(error: CegateError, store: ShardStore, run: Run) -> None:
 
 
 def _compute_whole(
-    run: Run, store: ShardStore | None, product: Product, monitor: Monitor, cluster: Cluster | None, model: Path
+    run: Run,
+    store: ShardStore | None,
+    product: Product,
+    monitor: Monitor,
+    cluster: Cluster | None,
+    models: Sequence[Path],
 ) -> PredictResult:
     """Compute what is missing, and make the outputs."""
     tally = Tally(product.legend, product.view.ground)
@@ -223,7 +229,7 @@ def _compute_whole(
                 tiles, skipped = _compute_missing(run, missing, store, tally, monitor, scratch=scratch)
             else:
                 tiles, skipped = compute_by_workers(
-                    cluster, run, missing, store, model=model, tally=tally, scratch=scratch, monitor=monitor
+                    cluster, run, missing, store, models=models, tally=tally, scratch=scratch, monitor=monitor
                 )
         polygons = finish(product, job, tally, monitor)
     if store is not None:

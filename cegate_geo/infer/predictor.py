@@ -1,10 +1,9 @@
-"""A model file and its session: contract in, probabilities out."""
+"""A loaded model: tiles in, probabilities out, on a provider that was compared with the CPU."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,35 +13,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cegate_geo.domain.contract import Contract, Margin, StatedContract
-from cegate_geo.domain.manifest import METADATA_KEY, Manifest
-from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderWarning
+from cegate_geo.domain.contract import Contract, Margin
+from cegate_geo.domain.manifest import Manifest
+from cegate_geo.errors import ContractWarning, ModelError, ProviderWarning
+from cegate_geo.infer.class_rule import ClassRule
+from cegate_geo.infer.footprint import SMALL_SESSION, Footprint
 from cegate_geo.infer.foreign.decide import kind_of
-from cegate_geo.infer.foreign.open import find_weights, gather, require_no_options
-from cegate_geo.infer.foreign.settle import settle
-from cegate_geo.infer.heap import BASE_BYTES, resident_bytes
 from cegate_geo.infer.outputs import as_probabilities, channels_first, softmax
 from cegate_geo.infer.parity import Parity
-from cegate_geo.infer.providers import (
-    ACCELERATORS,
-    Candidate,
-    candidates,
-    is_out_of_memory,
-    onnxruntime_module,
-    open_reference,
-    open_session,
-)
+from cegate_geo.infer.providers import ACCELERATORS, Candidate, is_out_of_memory, open_session
+from cegate_geo.infer.tile_sides import tile_sides
 from cegate_geo.infer.tta import TtaMode, mean_of_views
 
 GPU_BATCH = 8
 """Tiles in a session call on an accelerator, where nothing is said; a CPU gains nothing from more than one."""
-SMALL_SESSION = 24 * 2**20
-"""Bytes that sessions of a small model take beside its weights."""
-LOOK_S = 10.0
-"""A call that takes longer is not repeated to see what it takes."""
-SEEN_STEP = 32 * 2**20
-"""What is seen of memory is rounded up to it: small differences between runs are to change nothing."""
-INPUT_TYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(uint16)": "uint16"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +48,6 @@ class BatchLimit:
 
     tiles: int | None = None
     """None: nothing has failed yet."""
-
-
-@dataclass(slots=True)
-class Footprint:
-    """What a model takes of the process' memory."""
-
-    before: int | None = None
-    """Bytes that the process held before it was loaded; None where nothing tells it."""
-    session: int | None = None
-    """Bytes that it was seen to take; None before it was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +83,26 @@ class Predictor:
     @property
     def session_bytes(self) -> int:
         """Memory of sessions: as it was seen, else by the size of the weights, which a session holds about twice."""
-        by_weights = 2 * self.path.stat().st_size + SMALL_SESSION
-        seen = self.footprint.session
-        return by_weights if seen is None or seen <= by_weights else -(-seen // SEEN_STEP) * SEEN_STEP
+        return self.footprint.session_bytes(self.weight_bytes)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of sessions by the size of the weights alone."""
+        return 2 * self.path.stat().st_size + SMALL_SESSION
+
+    @property
+    def computed_on(self) -> str:
+        """What runs, in which precision: the label of its `way`."""
+        return self.way.label
+
+    @property
+    def rule(self) -> ClassRule:
+        """How a pixel's class is chosen."""
+        return ClassRule.of(self.contract)
 
     def look_at_memory(self, shape: tuple[int, ...]) -> None:
-        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once.
-
-        An output lies in the session's own memory: while it waits, the next call finds no room there and takes more. So
-        there are two calls, unless that takes long.
-        """
-        footprint, loaded = self.footprint, resident_bytes()
-        if footprint.before is None or footprint.session is not None or loaded is None:
-            return
-        more = 0
-        if self.provider not in ACCELERATORS:  # those compute in a memory of their own
-            started, inputs = time.monotonic(), np.zeros(shape, self.input_type)
-            waiting = [self._call(inputs)]
-            if time.monotonic() - started < LOOK_S:
-                waiting.append(self._call(inputs))
-            else:
-                more = max(0, (resident_bytes() or loaded) - loaded) // 2
-        footprint.session = max(0, (resident_bytes() or loaded) + more - max(footprint.before, BASE_BYTES))
+        """See what sessions take, with what they need within a call on inputs of `shape` (N, C, H, W); once."""
+        self.footprint.look([self], shape)
 
     @property
     def is_proven(self) -> bool:
@@ -161,26 +133,11 @@ class Predictor:
         Raises:
             ModelError: If it takes no tiles of the size that is asked for.
         """
-        sides = []
-        for fixed, length in zip(self.sides, shape, strict=True):
-            if fixed is not None:
-                if asked not in (None, fixed):
-                    raise ModelError(
-                        f"{self.path.name} takes tiles of {fixed} px only, not {asked}.", hint="Leave out --tile-size."
-                    )
-                sides.append(fixed)
-                continue
-            size, multiple = asked or self.manifest.tile_size, self.manifest.size_multiple
-            if asked and asked % multiple:
-                raise ModelError(f"{asked} px is no multiple of {multiple}.", hint=f"Use a multiple of {multiple}.")
-            sides.append(min(size, -(-length // multiple) * multiple))
-        if self.options.tta == "d4" and sides[0] != sides[1] and self.sides != (None, None):
-            raise InputError(
-                f"--tta d4 turns tiles by a quarter, and {self.path.name} takes tiles of {sides[1]} x {sides[0]} px.",
-                hint="Use --tta flips.",
-            )
         margin = self.margin
-        return sides[0] - margin.top - margin.bottom, sides[1] - margin.left - margin.right
+        height, width = tile_sides(
+            shape, asked=asked, fixed=self.sides, manifest=self.manifest, tta=self.options.tta, name=self.path.name
+        )
+        return height - margin.top - margin.bottom, width - margin.left - margin.right
 
     def run(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """Probabilities (N, K, H, W) float32 for inputs (N, C, H, W); without `margin`, where the model has one.
@@ -216,7 +173,7 @@ class Predictor:
 
     def _probabilities(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[np.float32]:
         """The same in one call."""
-        raw, form = self._call(inputs), self.contract.form
+        raw, form = self.call(inputs), self.contract.form
         if form is not None:
             probabilities = as_probabilities(raw, self.manifest.output, form, self.manifest.legend)
         else:
@@ -237,7 +194,7 @@ class Predictor:
         Raises:
             ModelError: If the model fails, or what it gives has to be stated.
         """
-        raw = self._call(inputs)
+        raw = self.call(inputs)
         kind = kind_of(raw, name=self.path.name)
         warnings.warn(
             f"{self.path.name} does not say whether it gives probabilities or logits. In one tile of the scene it gave "
@@ -301,7 +258,7 @@ class Predictor:
         """
         first, *rest = ways
         try:
-            session = _guarded(
+            session = guarded(
                 self.path,
                 lambda: open_session(self.path, first, threads=self.options.threads, reference=self.reference),
             )
@@ -321,7 +278,7 @@ class Predictor:
             limit=BatchLimit(),
         )
 
-    def _call(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
+    def call(self, inputs: npt.NDArray[np.generic]) -> npt.NDArray[Any]:
         """What the graph gives, (N, C, h, w)."""
         count, form = len(inputs), self.contract.form
         if self.batch is not None and count < self.batch:
@@ -346,54 +303,12 @@ class Predictor:
         return maps[:count]
 
 
-def load_predictor(
-    path: Path,
-    options: SessionOptions | None = None,
-    *,
-    stated: StatedContract | None = None,
-    tile_size: int | None = None,
-    for_use: bool = True,
-) -> Predictor:
-    """Load a model file with its contract.
-
-    Args:
-        path: ONNX file; or an `.emd`, a STAC item or a sidecar of geoai that names one.
-        options: How it is to run.
-        stated: What the user states of a model that carries no manifest.
-        tile_size: Side of a tile that the user asks for, in pixels; counts where the graph leaves it free.
-        for_use: Refuse what has to be stated before a model without a manifest can run; else only describe it.
+def guarded(path: Path, load: Callable[[], Any]) -> Any:
+    """What `load` makes of a model file; whatever fails in it is told as ours.
 
     Raises:
-        ModelError: If it is no model, or its contract is missing, unreadable or does not fit its graph.
-        InputError: If what is stated contradicts the model.
-        RuntimeMissingError: If onnxruntime, or the provider that was asked for, is missing.
+        ModelError: If there is no such file, or it can't be loaded.
     """
-    options, stated = options or SessionOptions(), stated or StatedContract()
-    path, beside = find_weights(path)
-    available = onnxruntime_module().get_available_providers()
-    footprint = Footprint(before=resident_bytes())
-    ways = candidates(options.provider, require_gpu=options.require_gpu, available=available)
-    reference = _guarded(path, lambda: open_reference(path, threads=options.threads))
-    metadata = reference.get_modelmeta().custom_metadata_map
-    if METADATA_KEY in metadata:
-        require_no_options(path, stated)
-        predictor = _checked(path, Manifest.from_json(metadata[METADATA_KEY]), reference)
-    else:
-        facts, sources = gather(path, metadata, beside, stated)
-        settled = settle(path, reference, facts, sources, tile_size=tile_size, for_use=for_use)
-        predictor = Predictor(
-            path=path,
-            contract=settled.contract,
-            provider="cpu",
-            sides=settled.input.shape,
-            batch=settled.input.batch,
-            input_type=settled.input.dtype,
-            session=reference,
-        )
-    return dataclasses.replace(predictor, options=options, reference=reference, footprint=footprint).on(ways)
-
-
-def _guarded(path: Path, load: Callable[[], Any]) -> Any:
     if not path.is_file():
         raise ModelError(f"There is no model file {path}.", hint="Check the path given with --model.")
     try:
@@ -405,39 +320,6 @@ def _guarded(path: Path, load: Callable[[], Any]) -> Any:
             f"onnxruntime can't load {path.name}: {_first_line(error)}.",
             hint="Check that it is a complete ONNX file, and that this onnxruntime is new enough for its opset.",
         ) from error
-
-
-def _checked(path: Path, manifest: Manifest, session: Any) -> Predictor:
-    """Compare the graph with its manifest."""
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    problems = []
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
-        problems.append(f"its inputs are {[(i.name, i.shape) for i in inputs]}, not one of (N, C, H, W)")
-    elif inputs[0].type not in INPUT_TYPES:
-        problems.append(f"its input is {inputs[0].type}")
-    elif isinstance(inputs[0].shape[1], int) and inputs[0].shape[1] != len(manifest.bands):
-        problems.append(f"its input has {inputs[0].shape[1]} channels, the manifest {len(manifest.bands)} bands")
-    if len(outputs[0].shape) != 4:
-        problems.append(f"its output is {outputs[0].shape}, not (N, K, H, W)")
-    elif isinstance(outputs[0].shape[1], int) and outputs[0].shape[1] != len(manifest.legend):
-        problems.append(f"its output has {outputs[0].shape[1]} channels, the manifest {len(manifest.legend)} classes")
-    if manifest.output == "class-map":
-        problems.append("it gives a class map, which can't be blended")
-    if problems:
-        raise ModelError(
-            f"{path.name} can't be used: {'; '.join(problems)}.",
-            hint="Export it again with cegate-geo export --profile portable.",
-        )
-    batch, _, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
-    return Predictor(
-        path=path,
-        contract=Contract(manifest=manifest),
-        provider="cpu",
-        sides=(height, width),
-        batch=batch,
-        input_type=np.dtype(INPUT_TYPES[inputs[0].type]),
-        session=session,
-    )
 
 
 def _warn(text: str) -> None:

@@ -32,9 +32,10 @@ from cegate_geo.infer.feed import Feed, InputForm
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.mosaic import open_scene
 from cegate_geo.infer.parity import MAX_DIFFERENCE, Parity
-from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
+from cegate_geo.infer.predictor import Predictor, file_sha256
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import AnyScene, Strip
 from cegate_geo.infer.rescaled import RescaledScene
@@ -135,7 +136,7 @@ def check_scene(path: str, *, model: Path, options: PredictOptions, monitor: Mon
             return _report(path, predictor, (verdict,))
         with closing(scene):
             run, gsd = _settle(scene, predictor, options, heard)
-            report = _run_tests(run, [_bands(scene, heard), gsd], monitor)
+            report = _run_tests(run, predictor, [_bands(scene, heard), gsd], monitor)
         return replace(report, verdicts=(*report.verdicts, *_said(heard)))
 
 
@@ -144,7 +145,7 @@ def _open(path: str, predictor: Predictor, options: PredictOptions) -> AnyScene:
     return open_scene(path, predictor.manifest, bands=bands, nodata=options.nodata)
 
 
-def _run_tests(run: Run, verdicts: list[Verdict], monitor: Monitor) -> CheckReport:
+def _run_tests(run: Run, predictor: Predictor, verdicts: list[Verdict], monitor: Monitor) -> CheckReport:
     """All that takes tiles."""
     sample = _Sample.take(run)
     nodata = _nodata(run.scene)
@@ -155,10 +156,11 @@ def _run_tests(run: Run, verdicts: list[Verdict], monitor: Monitor) -> CheckRepo
             message="None of the tiles that were looked at holds data.",
             hint="Check the scene's nodata value and mask, or check a part of it that holds data.",
         )
-        return _report(run.scene.path, run.predictor, (*verdicts, nodata, empty))
+        return _report(run.scene.path, predictor, (*verdicts, nodata, empty))
     first = next(iter(sample.inputs.values()))
-    reference = run.predictor.reference
-    predictor = run.predictor if run.predictor.manifest.output != "undecided" else run.predictor.decided(first)
+    reference = predictor.reference
+    if predictor.manifest.output == "undecided":
+        predictor = predictor.decided(first)
     predictor = monitor.wait(lambda: predictor.proven(first))
     oracle = replace(predictor, session=reference)
     verdicts.append(monitor.wait(lambda: _parity(predictor, oracle, first)))

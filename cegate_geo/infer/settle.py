@@ -15,11 +15,12 @@ from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError
 from cegate_geo.infer import budget
+from cegate_geo.infer.ensemble import AnyPredictor, members_of
 from cegate_geo.infer.feed import InputForm, middle_tile
 from cegate_geo.infer.job import DEFAULT_MEMORY_MB, PredictOptions
 from cegate_geo.infer.mosaic import scene_label
 from cegate_geo.infer.normalisation import Normalisation
-from cegate_geo.infer.predictor import Predictor, SessionOptions
+from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.reader import AnyScene
 from cegate_geo.infer.tiles import TilePlan, shard_windows
 from cegate_geo.infer.view import Shard, View, settle_view
@@ -40,7 +41,7 @@ class Run:
     """Everything that is settled before the first pixel is read."""
 
     options: PredictOptions
-    predictor: Predictor
+    predictor: AnyPredictor
     view: View
     plan: TilePlan
     region: Window
@@ -132,7 +133,7 @@ def session_options(options: PredictOptions) -> SessionOptions:
     )
 
 
-def settle(scene: AnyScene, predictor: Predictor, options: PredictOptions) -> Run:
+def settle(scene: AnyScene, predictor: AnyPredictor, options: PredictOptions) -> Run:
     """Plan grids, tiles and shards; warn of or refuse what does not fit."""
     manifest, legend = predictor.manifest, predictor.manifest.legend
     view = settle_view(scene, manifest, gsd=options.gsd, resample=options.resample_mode, force=options.force)
@@ -222,7 +223,7 @@ def _shard_shape(region: Window, width: int, options: PredictOptions) -> tuple[i
     return max(rows // BLOCK_SIZE, 1) * BLOCK_SIZE, min(width, -(-region.col_end // BLOCK_SIZE) * BLOCK_SIZE)
 
 
-def decide(run: Run, wait: Callable[[Callable[[], Predictor]], Predictor] = lambda work: work()) -> Run:
+def decide(run: Run, wait: Callable[[Callable[[], AnyPredictor]], AnyPredictor] = lambda work: work()) -> Run:
     """The run once a tile of the scene has shown what the model gives, and that its provider can be trusted.
 
     Args:
@@ -239,7 +240,7 @@ def decide(run: Run, wait: Callable[[Callable[[], Predictor]], Predictor] = lamb
     seen = run.form.margin.around(Window.of_shape(run.plan.tile_shape))
     shape = (run.form.batch_size, run.scene.channels, *seen.shape)
 
-    def looked_at() -> Predictor:
+    def looked_at() -> AnyPredictor:
         predictor.look_at_memory(shape)
         return predictor
 
@@ -248,20 +249,22 @@ def decide(run: Run, wait: Callable[[Callable[[], Predictor]], Predictor] = lamb
 
 def tags(run: Run, sha256: str) -> dict[str, str]:
     """What the outputs say of where they come from."""
-    options, manifest = run.options, run.predictor.manifest
+    options, manifest, models = run.options, run.predictor.manifest, members_of(run.predictor)
     parameters = {
         "tile": list(run.plan.tile_shape),
         "halo": manifest.halo if options.halo is None else options.halo,
         "stitch": options.stitch,
         **({} if options.tta == "none" else {"tta": options.tta}),
-        "computed": run.predictor.way.label,
+        **({} if len(models) == 1 else {"mean_of": [model.manifest.name for model in models]}),
+        "computed": run.predictor.computed_on,
         "bands": list(run.scene.bands),
         "nodata": list(options.nodata),
         "aoi": None if options.aoi is None else Path(options.aoi).name,
     }
     resampled = run.view.describe()
+    contracts = [model.manifest.to_json() for model in models if model.contract.form]
     return {
-        **({"CEGATE_CONTRACT": manifest.to_json()} if run.predictor.contract.form else {}),
+        **({"CEGATE_CONTRACT": "\n".join(contracts)} if contracts else {}),
         # Nothing where the model saw the scene as it is.
         **({} if resampled is None else {"CEGATE_RESAMPLED": json.dumps(resampled, sort_keys=True)}),
         "CEGATE_VERSION": __version__,

@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from cegate_geo.domain.joint import NAME_SEPARATOR
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError
 from cegate_geo.infer.atomic import SUFFIX
@@ -31,8 +32,8 @@ OURS = re.compile(r"lock|journal.*\.jsonl|r\d+c\d+\.shard|.*\.part|\.journal.*\.
 """Names of the files in such a folder."""
 TOKEN = ".dask-"
 """A file that begins so tells Dask workers that their client wants shards in this folder."""
-SHOWN = 60
-"""Characters of a value that an error shows."""
+SHOWN, SHOWN_EACH = 60, 12
+"""Characters of a value that an error shows; of each part, where it has several."""
 
 
 def shard_file(folder: Path, window: Window) -> Path:
@@ -173,6 +174,9 @@ def tell_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 def _shown(value: Any) -> str:
     text = str(value)
+    parts = text.split(NAME_SEPARATOR)
+    if len(text) > SHOWN and len(parts) > 1:  # models that are averaged: the first may be the same in both
+        return NAME_SEPARATOR.join(f"{part[:SHOWN_EACH]}..." for part in parts)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -30,13 +30,13 @@ from cegate_geo.errors import CancelledError, CegateError, CegateWarning, InputE
 from cegate_geo.infer.assemble import Band
 from cegate_geo.infer.cluster import WorkerView, this_worker
 from cegate_geo.infer.compute import ShardSink, compute_stack
+from cegate_geo.infer.ensemble import AnyPredictor, load_models, models_sha256
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import stored_batch
 from cegate_geo.infer.job_key import job_key
 from cegate_geo.infer.journal import Entry, Journal
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene
-from cegate_geo.infer.predictor import Predictor, file_sha256, load_predictor
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import is_plain_path
 from cegate_geo.infer.settle import Run, decide, fitted, session_options, settle
@@ -51,7 +51,7 @@ class Job:
     """What a worker has to know of a job."""
 
     scene: str
-    model: Path
+    models: tuple[Path, ...]
     folder: Path
     """Of the shards."""
     token: str
@@ -100,8 +100,8 @@ class _Shift:
 _at_work = threading.Lock()
 """A worker with several threads computes for one call at a time: the session takes all of them."""
 _shifts: dict[str, _Shift] = {}
-_loaded: dict[bytes, tuple[Predictor, str]] = {}
-"""The model of the last job, ready to run, and its file's SHA-256."""
+_loaded: dict[bytes, tuple[AnyPredictor, str]] = {}
+"""The model of the last job, ready to run, and its SHA-256."""
 
 
 @functools.cache
@@ -205,14 +205,14 @@ def _require_sight(job: Job) -> None:
         raise InputError(f"It can't see the job folder {job.folder} of the client.", hint=hint)
     if not os.access(job.folder, os.W_OK):
         raise InputError(f"It can't write to {job.folder}.", hint="Give it the rights, or run it as the same user.")
-    files = [job.model, Path((job.options.aoi or "").partition("|")[0] or job.model)]
+    files = [*job.models, *([Path(job.options.aoi.partition("|")[0])] if job.options.aoi else [])]
     files += [Path(source) for source in mosaic_sources(job.scene) or [job.scene] if is_plain_path(source)]
     missing = [str(path) for path in files if is_plain_path(str(path)) and not path.exists()]
     if missing:
         raise InputError(f"It can't see {' and '.join(missing)}.", hint=hint)
 
 
-def _predictor(job: Job, packed: bytes, *, threads: int) -> tuple[Predictor, str]:
+def _predictor(job: Job, packed: bytes, *, threads: int) -> tuple[AnyPredictor, str]:
     """The model, loaded once for a job."""
     known = _loaded.get(packed)
     if known is not None:
@@ -220,8 +220,8 @@ def _predictor(job: Job, packed: bytes, *, threads: int) -> tuple[Predictor, str
     _loaded.clear()  # one at a time: it may fill a GPU
     options = job.options
     asked = replace(session_options(options), threads=options.threads or threads)
-    predictor = load_predictor(job.model, asked, stated=options.stated, tile_size=options.tile_size)
-    return predictor, file_sha256(predictor.path)
+    predictor = load_models(job.models, asked, stated=options.stated, tile_size=options.tile_size)
+    return predictor, models_sha256(predictor)
 
 
 class _Shelf:

@@ -93,14 +93,14 @@ def pretend(name: str, value: str) -> None:
         cegate_geo.__version__ = value
     else:
         task._loaded.clear()
-        task.file_sha256 = lambda _: value  # type: ignore[assignment]
+        task.models_sha256 = lambda _: value
 
 
 def count_loads() -> int:
     """Run in a worker: counts from now on how often a model is loaded; gives the number so far."""
     from cegate_geo.infer import task
 
-    load = task.load_predictor
+    load = task.load_models
     if not hasattr(task, "loads"):
         task.loads = 0  # type: ignore[attr-defined]
 
@@ -108,7 +108,7 @@ def count_loads() -> int:
             task.loads += 1  # type: ignore[attr-defined]
             return load(*arguments, **more)
 
-        task.load_predictor = counted
+        task.load_models = counted
     return int(task.loads)  # type: ignore[attr-defined]
 
 

@@ -30,10 +30,10 @@ def model(tmp_path: Path) -> Path:
 
 def test_each_scene_gets_what_it_gets_alone(tmp_path: Path, scenes: list[Path], model: Path) -> None:
     loads: list[Any] = []
-    real = many.load_predictor
+    real = many.load_models
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(many, "load_predictor", lambda *a, **k: loads.append(a) or real(*a, **k))
-        patch.setattr("cegate_geo.infer.pipeline.load_predictor", lambda *a, **k: pytest.fail("loaded again"))
+        patch.setattr(many, "load_models", lambda *a, **k: loads.append(a) or real(*a, **k))
+        patch.setattr("cegate_geo.infer.pipeline.load_models", lambda *a, **k: pytest.fail("loaded again"))
         done = predict_many(scenes, tmp_path / "out", model=model, probabilities="p.tif", vector="houses.gpkg")
     assert len(loads) == 1
     assert [r.output.name for r in done.results] == ["a_mask.tif", "b_mask.tif", "c_mask.tif"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -33,6 +34,20 @@ def loaded_after(code: str) -> set[str]:
 def test_importing_the_package_costs_nothing() -> None:
     loaded = loaded_after("import cegate_geo")
     assert loaded & (HEAVY | {"numpy", "rasterio", "click", "onnxruntime", "tqdm"}) == set()
+
+
+def test_the_package_has_what_its_api_has_once_it_is_asked_for() -> None:
+    import cegate_geo
+    from cegate_geo import api
+
+    functions = {name for name in cegate_geo.__all__ if name != "__version__"}
+    assert functions == {name for name in api.__all__ if inspect.isfunction(getattr(api, name))} - {
+        "default_model_path"
+    }
+    assert all(getattr(cegate_geo, name) is getattr(api, name) for name in functions)
+    assert functions <= set(dir(cegate_geo))
+    with pytest.raises(AttributeError, match="'cegate_geo' has no attribute 'predicts'"):
+        cegate_geo.predicts  # noqa: B018 - it is asked for
 
 
 def test_help_loads_no_framework() -> None:

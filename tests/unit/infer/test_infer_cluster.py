@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import os
 import pickle
@@ -26,9 +27,10 @@ from cegate_geo.infer.cluster import Place
 from cegate_geo.infer.delegate import worker_job
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import job_header
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.parts import Part
 from cegate_geo.infer.pipeline import targets_of
-from cegate_geo.infer.predictor import file_sha256, load_predictor
+from cegate_geo.infer.predictor import file_sha256
 from cegate_geo.infer.providers import usable_cores
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.settle import settle
@@ -118,7 +120,7 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> task.Job:
         targets = targets_of(tmp_path / "mask.tif", options)
         store.begin(job_header(run, targets, model=model, sha256=file_sha256(model)))
         (store.path / "token").touch()
-        return worker_job(run, store, model=model, token="token")
+        return worker_job(run, store, models=[model], token="token")
     finally:
         store.close()
         scene.close()
@@ -133,7 +135,7 @@ def refusal(job: task.Job, version: str = __version__) -> CegateError | None:
 
 def test_a_worker_that_sees_all_is_ready_and_keeps_the_model(job: task.Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(job) is None
-    monkeypatch.setattr(task, "load_predictor", lambda *_: pytest.fail("loaded twice"))
+    monkeypatch.setattr(task, "load_models", lambda *_: pytest.fail("loaded twice"))
     assert refusal(job) is None
     task.dismiss(job.packed())
     assert task._loaded == {}
@@ -143,7 +145,7 @@ def test_a_worker_says_what_it_can_t_see(job: task.Job, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     for name, change in {
         "scene.tif": {"scene": str(elsewhere / "scene.tif")},
-        "model.onnx": {"model": elsewhere / "model.onnx"},
+        "model.onnx": {"models": (elsewhere / "model.onnx",)},
         "area.gpkg": {"options": replace(job.options, aoi=f"{elsewhere / 'area.gpkg'}|layer")},
         "mask.tif.job": {"folder": elsewhere / "mask.tif.job"},
     }.items():
@@ -237,6 +239,22 @@ def test_errors_come_through_from_another_process(kind: type[CegateError]) -> No
     found = pickle.loads(pickle.dumps(error))
     assert type(found) is kind
     assert (found.message, found.hint, str(found), found.exit_code) == ("What, 3.", "How.", str(error), error.exit_code)
+
+
+@pytest.mark.parametrize("kind", ALL_ERRORS)
+def test_errors_come_through_where_dask_was_imported_after_us(kind: type[CegateError]) -> None:
+    """Dask then pickles the errors that are there by a function of tblib, which can't make those that are OSErrors."""
+    support = pytest.importorskip("tblib.pickling_support", reason="comes with dask.distributed")
+    before = copyreg.dispatch_table.get(kind)
+    copyreg.pickle(kind, support.pickle_exception)
+    try:
+        found = pickle.loads(pickle.dumps(kind("What, 3.", hint="How.")))
+    finally:
+        copyreg.dispatch_table.pop(kind)
+        if before is not None:
+            copyreg.dispatch_table[kind] = before
+    assert type(found) is kind
+    assert (found.message, found.hint) == ("What, 3.", "How.")
 
 
 def test_errors_of_gdal_and_others_come_through(tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ from cegate_geo.errors import (
 from cegate_geo.infer import models, predictor
 from cegate_geo.infer.atomic import SUFFIX, JobFolder, job_folder
 from cegate_geo.infer.budget import Budget, shard_width
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.onnx_header import read_header
-from cegate_geo.infer.predictor import load_predictor
 from cegate_geo.infer.streams import Prefetch, Worker
 from tests import toy_models as toys
 

@@ -15,8 +15,9 @@ import pytest
 from cegate_geo.api import predict
 from cegate_geo.errors import InputError, ModelError, ProviderWarning, RuntimeMissingError
 from cegate_geo.infer import providers
+from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.parity import MAX_DIFFERENCE, Parity
-from cegate_geo.infer.predictor import Predictor, SessionOptions, load_predictor
+from cegate_geo.infer.predictor import Predictor, SessionOptions
 from cegate_geo.infer.providers import Candidate, candidates, cgroup_quota, is_out_of_memory, usable_cores
 from tests import toy_models as toys
 

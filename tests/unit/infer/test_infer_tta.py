@@ -12,7 +12,8 @@ from onnx import helper
 from cegate_geo.api import predict
 from cegate_geo.domain.contract import Margin
 from cegate_geo.errors import InputError
-from cegate_geo.infer.predictor import SessionOptions, load_predictor
+from cegate_geo.infer.load import load_predictor
+from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.tta import D4, FLIPS, mean_of_views
 from tests import toy_models as toys
 
