@@ -13,7 +13,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ Sample = TypeVar("Sample")
 
 Total = Callable[[Tensor], Tensor]
 """The sum of a tensor over all processes that score, the same in each: `torch.distributed.all_reduce`, for example."""
+
+Normalise = Literal["type", "size", "none"]
+"""What a module's raw score is divided by; see `normalise_scores`."""
 
 
 def fisher_scores(
@@ -114,17 +117,36 @@ def gradient_norms(
     return {key: sum(float((part / count).square().sum()) for part in sums[key]) for key in toolbox.keys}
 
 
-def normalise_scores(scores: Mapping[ModuleKey, float]) -> dict[ModuleKey, float]:
-    """Divide each score by the sum over all layers of its module type, so that no type dominates.
+def normalise_scores(
+    scores: Mapping[ModuleKey, float], how: Normalise = "type", *, sizes: Mapping[ModuleKey, int] | None = None
+) -> dict[ModuleKey, float]:
+    """Bring the scores of modules of different types to a common scale.
 
-    Law: the scores of each type sum to 1, unless all of them are 0.
+    type: score / sum of the scores of its type over all layers, so that no type dominates (arXiv 2511.20302). Scores of
+    each type sum to 1, unless all of them are 0. Types whose scores lie in few layers gain by it.
+    size: score / number of the module's parameters: the mean square of a gradient instead of the sum. Modules of one
+    type are of one size in a plain ViT, so this changes nothing within a type.
+    none: score, as it is. Raw scores of types lie orders of magnitude apart, so one type may take all places.
 
     Args:
         scores: Raw scores, not negative.
+        how: What they are divided by.
+        sizes: Number of parameters of each module; needed for "size".
 
     Returns:
         Normalised scores, in the same order.
+
+    Raises:
+        InputError: The size of a module is not given, or not positive.
     """
+    if how == "none":
+        return dict(scores)
+    if how == "size":
+        sizes = sizes or {}
+        unknown = [str(key) for key in scores if not sizes.get(key)]
+        if unknown:
+            raise InputError(f"The sizes of {', '.join(unknown[:3])} are not known.", hint="Give one for each module.")
+        return {key: score / sizes[key] for key, score in scores.items()}
     totals: dict[str, float] = {}
     for key, score in scores.items():
         totals[key.kind] = totals.get(key.kind, 0.0) + score

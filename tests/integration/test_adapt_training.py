@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from functools import partial
 from pathlib import Path
@@ -86,12 +87,14 @@ def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, mo
     assert all(torch.equal(before[k], v) for k, v in weights(tmp_path / "run").items())
 
 
-@pytest.mark.parametrize("stop", [5, 9])
+@pytest.mark.parametrize("stop", [1, 5, 9])
 def test_a_run_resumed_between_two_selections_goes_on_to_the_bit(tmp_path: Path, stop: int) -> None:
-    """With all that a step may carry: averages, parts, recomputed activations, patience."""
+    """With all that a step and a choice may carry: averages, parts, recomputed activations, patience, a memory."""
     settings = config(
         tmp_path, accumulate=2, checkpointing=True, patience=2, validate_every=3, save_every=12, weight_decay=0.1
     )
+    peft = dataclasses.replace(settings.peft, start=3, every=4, until=0.9, memory=0.8, normalise="size", quota="type")
+    settings = dataclasses.replace(settings, peft=peft)
     adapt(settings, tmp_path / "whole", device="cpu")
     calls = iter([False] * (stop - 1) + [True])
     with pytest.raises(CancelledError, match=f"{stop} steps"):
@@ -101,6 +104,7 @@ def test_a_run_resumed_between_two_selections_goes_on_to_the_bit(tmp_path: Path,
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     for name in ("gate.jsonl", "metrics.jsonl"):
         assert lines(tmp_path / "whole" / name) == lines(tmp_path / "parts" / name)
+    assert [choice["step"] for choice in lines(tmp_path / "whole" / "gate.jsonl")] == [3, 7]  # 11 is in the last tenth
 
 
 def test_a_model_that_says_one_class_everywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
