@@ -119,6 +119,9 @@ class ModelConfig:
     head: Literal["linear", "dpt", "dpt-detail", "dpt-unet", "upernet", "mask2former"] = "dpt"
     head_dim: int = 128
     """Width of the head."""
+    norm: Literal["batch", "group"] = "batch"
+    """What the head normalises by. batch: statistics of the training data, kept while training. group: each tile's own,
+    which follow it to other light and need no steps to settle, but stretch the faint contrast of a bare tile."""
     tile_size: int = 512
     """Side of the exported model's input in pixels."""
 
