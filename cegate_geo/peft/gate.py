@@ -5,7 +5,7 @@ One loop:
     gate = Gate(toolbox, GateConfig(budget=0.25, every=100), policy="fisher", model=model)
     for step in range(steps):
         if gate.due(step):
-            gate.rescore(step, samples, loss_of_one_sample)
+            gate.rescore(step, samples, loss_of_one_sample)  # or batches, and a loss for each of their samples
         loss.backward()
         gate.mask_gradients()      # before clipping and before the optimiser's step
         optimizer.step()           # over toolbox.parameters(), all of them
@@ -176,8 +176,8 @@ class Gate:
 
         Args:
             step: Training step before which this happens.
-            samples: Samples to score with, one at a time. Not touched where the policy measures nothing.
-            loss_fn: Task loss of one sample.
+            samples: Samples to score with, one or several at a time. Not touched where the policy measures nothing.
+            loss_fn: Task loss of one sample, or the losses of several; see `fisher_scores`.
             total: Where the samples are those of one process among several; see `fisher_scores`.
 
         Returns:

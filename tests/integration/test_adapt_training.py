@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,11 +27,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter.safetensors")
 
 
-def test_a_batch_in_parts_is_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where labelled pixels are spread unevenly over the parts; statistics of normalisation are a part's own."""
-    monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 1))
+def test_a_batch_in_parts_is_the_same_step(tmp_path: Path) -> None:
+    """Also where labelled pixels are spread unevenly over the parts; statistics of batches would be a part's own."""
     for parts in (1, 2, 4):
-        adapt(config(tmp_path, steps=3, batch_size=4, accumulate=parts, crop=96), tmp_path / str(parts), device="cpu")
+        settings = config(tmp_path, steps=3, batch_size=4, accumulate=parts, crop=96)
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, norm="group"))
+        adapt(settings, tmp_path / str(parts), device="cpu")
     whole = weights(tmp_path / "1")
     losses = [[e["loss"] for e in lines(tmp_path / str(p) / "metrics.jsonl") if "loss" in e] for p in (1, 2, 4)]
     for n, parts in enumerate((2, 4), start=1):
@@ -51,6 +51,36 @@ def test_parts_weigh_by_their_labelled_pixels() -> None:
     parts = [steps.segmentation_loss(logits[n : n + 1], labels[n : n + 1], pixels=count) for n in range(4)]
     torch.testing.assert_close(sum(parts), whole)
     assert float(parts[0]) == 0
+
+
+def test_losses_of_chips_are_those_of_batches_of_one() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4, 8, 8))
+    labels[0] = 255
+    labels[1, :7] = 255
+    found = steps.segmentation_losses(logits, labels)
+    torch.testing.assert_close(
+        found, torch.stack([steps.segmentation_loss(logits[n : n + 1], labels[n : n + 1]) for n in range(4)])
+    )
+    assert float(found[0]) == 0
+
+
+def test_the_gate_scores_as_many_chips_at_a_time_as_a_pass_of_a_step_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the scores do not depend on how many these are."""
+    raw, seen = [], []
+    for name, changes in {"whole": {}, "parts": {"accumulate": 2}, "low": {"checkpointing": True}}.items():
+        settings = config(tmp_path, batch_size=2, **changes)  # type: ignore[arg-type]
+        job = make_job(settings, tmp_path / name, ranks=alone("cpu"), provenance=None)
+        sizes: list[int] = []
+        branches = job.run.segmenter.branches
+        monkeypatch.setattr(job.run.segmenter, "branches", lambda x, b=branches, s=sizes: (s.append(len(x)), b(x))[1])
+        raw.append(steps.choose_modules(job, 0)["raw"])
+        seen.append(sizes)
+    assert seen == [[2, 1], [1, 1, 1], [1, 1, 1]]  # 3 samples
+    assert raw[1] == pytest.approx(raw[0], rel=1e-4)
+    assert raw[2] == pytest.approx(raw[0], rel=1e-4)
 
 
 def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
