@@ -2,13 +2,15 @@
 
     python benchmarks/rescoring.py [--crop 384] [--steps 20] [--device cpu] [--precision bf16]
 
-Times steps and scorings of one job, in turns, so that other work on the machine meets both. The share is
-that of a scoring in 100 steps with one scoring, of medians. Pixels and labels are noise: time does not depend on them.
+Times steps and scorings of one job, in turns, so that other work on the machine meets both; and scorings of one chip at
+a time, beside those that take as many chips in one pass as a step has. The share is that of a scoring in 100 steps with
+one scoring, of medians, each with its chips. Pixels and labels are noise: time does not depend on them.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -40,20 +42,30 @@ def main() -> None:
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         job = make_job(configuration(Path(folder), given), Path(folder), ranks=alone(given.device), provenance=None)
-        steps, scorings = [], []
+        together = job.run.config
+        single = dataclasses.replace(together, train=dataclasses.replace(together.train, batch_size=1))
+        steps, scorings, loops = [], [], []
         choose_modules(job, 0)
         take_step(job, 0, read_batch(job, 0))  # what is done once is not counted
         for step in range(1, given.steps + 1):
-            batch = read_batch(job, step)
-            steps.append(timed(lambda step=step, batch=batch: take_step(job, step, batch), job.device))
+            steps.append(timed(lambda step=step: take_step(job, step, read_batch(job, step)), job.device))
             if step % 4 == 0:
+                job.run.config = single
+                loops.append(timed(lambda step=step: choose_modules(job, step), job.device))
+                job.run.config = together
                 scorings.append(timed(lambda step=step: choose_modules(job, step), job.device))
                 shallowest = min(key.layer for key in job.gate.active)
-                print(f"step {step}: {steps[-1]:.2f} s, scoring {scorings[-1]:.2f} s, shallowest block {shallowest}")
-    step, scoring = statistics.median(steps), statistics.median(scorings)
-    share = scoring / (EVERY * step + scoring)
+                print(
+                    f"step {step}: {steps[-1]:.2f} s, scoring {scorings[-1]:.2f} s (one chip at a time "
+                    f"{loops[-1]:.2f} s), shallowest block {shallowest}",
+                    flush=True,
+                )
+    step = statistics.median(steps)
     print(f"{job.device}, {job.precision}, {torch.get_num_threads()} threads, chips of {given.crop} px")
-    print(f"a step of {BATCH}: {step:.3f} s; a scoring of {SAMPLES} with its chips: {scoring:.2f} s; share {share:.1%}")
+    print(f"a step of {BATCH}, with its chips: {step:.3f} s")
+    for what, scoring in ((f"{BATCH} chips", statistics.median(scorings)), ("one chip", statistics.median(loops))):
+        share = scoring / (EVERY * step + scoring)
+        print(f"a scoring of {SAMPLES}, {what} at a time: {scoring:.2f} s; share {share:.1%}")
 
 
 def configuration(folder: Path, given: argparse.Namespace) -> AdaptConfig:

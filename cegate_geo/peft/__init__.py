@@ -2,11 +2,12 @@
 
 from cegate_geo.peft.attach import Gradients, Inactive, Toolbox, ToolboxConfig, attach, keys_of
 from cegate_geo.peft.baselines import METHODS, Method, build_gate, build_toolbox, find_method
-from cegate_geo.peft.fisher import fisher_scores, gradient_norms, normalise_scores
-from cegate_geo.peft.gate import Gate, GateConfig, Policy, Selection, select
+from cegate_geo.peft.fisher import Normalise, fisher_scores, gradient_norms, normalise_scores
+from cegate_geo.peft.gate import Gate, GateConfig, Policy
 from cegate_geo.peft.modules import FrequencyModule, SemanticModule, SiteModule, SpatialModule
 from cegate_geo.peft.prune import merge, prune
 from cegate_geo.peft.rivals import PromptModule, ReinModule
+from cegate_geo.peft.selection import Quota, Selection, blend, select, select_by_type
 from cegate_geo.peft.sites import ALL_KINDS, KINDS, Kind, ModuleKey
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "Kind",
     "Method",
     "ModuleKey",
+    "Normalise",
     "Policy",
     "PromptModule",
+    "Quota",
     "ReinModule",
     "Selection",
     "SemanticModule",
@@ -31,6 +34,7 @@ __all__ = [
     "Toolbox",
     "ToolboxConfig",
     "attach",
+    "blend",
     "build_gate",
     "build_toolbox",
     "find_method",
@@ -41,4 +45,5 @@ __all__ = [
     "normalise_scores",
     "prune",
     "select",
+    "select_by_type",
 ]

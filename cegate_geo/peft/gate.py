@@ -5,19 +5,22 @@ One loop:
     gate = Gate(toolbox, GateConfig(budget=0.25, every=100), policy="fisher", model=model)
     for step in range(steps):
         if gate.due(step):
-            gate.rescore(step, samples, loss_of_one_sample)
+            gate.rescore(step, samples, loss_of_one_sample)  # or batches, and a loss for each of their samples
         loss.backward()
         gate.mask_gradients()      # before clipping and before the optimiser's step
         optimizer.step()           # over toolbox.parameters(), all of them
 
 Inactive modules stay as they are because their gradient is None when the optimiser steps; a gradient of zero would not
 do, as weight decay would move them. Their moments in the optimiser are kept.
+
+Every default of `GateConfig` is the paper's. The state of a memory are the scores of the last selection, so that the
+history holds all that is needed to go on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -25,7 +28,8 @@ from torch import Tensor, nn
 
 from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.peft.attach import Gradients, Inactive, Toolbox
-from cegate_geo.peft.fisher import Total, fisher_scores, gradient_norms, normalise_scores
+from cegate_geo.peft.fisher import Normalise, Total, fisher_scores, gradient_norms, normalise_scores
+from cegate_geo.peft.selection import Quota, Selection, blend, select, select_by_type
 from cegate_geo.peft.sites import ModuleKey
 
 Sample = TypeVar("Sample")
@@ -43,6 +47,18 @@ class GateConfig:
     """Share of all modules that may be active, 0 < budget <= 1."""
     every: int = 100
     """Steps between selections."""
+    start: int = 0
+    """Step before which the first selection is made. Until then no module is trained: the decoder learns alone, so that
+    the first scores are gradients of a loss that means something."""
+    until_step: int | None = None
+    """Step from which on no selection is made but the first one, so that the last choice stays; None: never."""
+    normalise: Normalise = "type"
+    """What makes scores of modules of different types comparable; see `normalise_scores`."""
+    memory: float = 0.0
+    """Share of the earlier scores in those that decide, 0 <= memory < 1: with m, normalised scores x_t become
+    s_t = m s_(t-1) + (1 - m) x_t from selection to selection, with s_0 = x_0. 0: the newest alone."""
+    quota: Quota = "global"
+    """How the budget is shared between the module types."""
     inactive: Inactive = "frozen"
     """What inactive modules do in the forward pass; the same as in the toolbox's configuration."""
     gradients: Gradients = "mask"
@@ -53,65 +69,19 @@ class GateConfig:
             raise ConfigError(f"budget={self.budget} is not allowed.", hint="Use a share: more than 0, at most 1.")
         if self.every < 1:
             raise ConfigError(f"every={self.every} is not allowed.", hint="Use 1 step or more.")
+        if self.start < 0 or (self.until_step or 0) < 0:
+            raise ConfigError(
+                f"start={self.start}, until_step={self.until_step} is not allowed.", hint="Use steps from 0 on."
+            )
+        if not 0 <= self.memory < 1:
+            raise ConfigError(f"memory={self.memory} is not allowed.", hint="Use a share: 0 or more, less than 1.")
+        for name, choices in (("normalise", get_args(Normalise)), ("quota", get_args(Quota))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)!r} is not allowed.", hint=f"Use one of {', '.join(choices)}."
+                )
         if self.gradients not in get_args(Gradients):
             raise ConfigError(f"gradients={self.gradients!r} is not allowed.", hint="Use 'mask' or 'skip'.")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Selection:
-    """One decision of the gate."""
-
-    step: int
-    """Training step before which it was made."""
-    active: tuple[ModuleKey, ...]
-    """Modules that are trained from now on, ordered by key."""
-    scores: Mapping[ModuleKey, float] = field(default_factory=dict)
-    """Scores that it was made by, normalised within each type; empty where the policy measures nothing."""
-    raw_scores: Mapping[ModuleKey, float] = field(default_factory=dict)
-    """Scores before normalisation."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The selection as numbers, strings, lists and dictionaries."""
-        return {
-            "step": self.step,
-            "active": [str(key) for key in self.active],
-            "scores": {str(key): score for key, score in self.scores.items()},
-            "raw": {str(key): score for key, score in self.raw_scores.items()},
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Selection:
-        """Read back what `to_json` gave.
-
-        Args:
-            data: `step`, `active`, `scores`, `raw`.
-
-        Returns:
-            The selection.
-
-        Raises:
-            InputError: A name is no module's.
-        """
-        return cls(
-            step=int(data["step"]),
-            active=tuple(ModuleKey.parse(name) for name in data["active"]),
-            scores={ModuleKey.parse(name): float(score) for name, score in data["scores"].items()},
-            raw_scores={ModuleKey.parse(name): float(score) for name, score in data["raw"].items()},
-        )
-
-
-def select(scores: Mapping[ModuleKey, float], count: int) -> tuple[ModuleKey, ...]:
-    """The modules with the highest scores over all layers and types; ties go to the lower key.
-
-    Args:
-        scores: Score of each module.
-        count: How many, 0 to the number of scores.
-
-    Returns:
-        Their keys, ordered by key.
-    """
-    ranked = sorted(scores, key=lambda key: (-scores[key], key))
-    return tuple(sorted(ranked[:count]))
 
 
 class Gate:
@@ -151,8 +121,7 @@ class Gate:
         self._model = model
         self._history: list[Selection] = []
         self._active: tuple[ModuleKey, ...] = ()
-        if policy in ("all", "none"):
-            self._apply(toolbox.keys if policy == "all" else ())
+        self._apply(toolbox.keys if policy == "all" else ())
 
     @property
     def count(self) -> int:
@@ -182,14 +151,16 @@ class Gate:
             step: Training step, from 0.
 
         Returns:
-            True at each multiple of `config.every`, and where no selection was made yet; 'fixed' chooses only once,
-            'all' and 'none' never.
+            True from `config.start` on where no selection was made yet, and every `config.every` steps after that,
+            up to `config.until_step`; 'fixed' chooses only once, 'all' and 'none' never.
         """
-        if self.policy in ("all", "none") or not self.toolbox.keys:
+        start, end = self.config.start, self.config.until_step
+        if self.policy in ("all", "none") or not self.toolbox.keys or step < start:
             return False
         if not self._history:
             return True
-        return self.policy != "fixed" and step % self.config.every == 0
+        is_over = self.policy == "fixed" or (end is not None and step >= end)
+        return not is_over and (step - start) % self.config.every == 0
 
     def rescore(
         self,
@@ -205,8 +176,8 @@ class Gate:
 
         Args:
             step: Training step before which this happens.
-            samples: Samples to score with, one at a time. Not touched where the policy measures nothing.
-            loss_fn: Task loss of one sample.
+            samples: Samples to score with, one or several at a time. Not touched where the policy measures nothing.
+            loss_fn: Task loss of one sample, or the losses of several; see `fisher_scores`.
             total: Where the samples are those of one process among several; see `fisher_scores`.
 
         Returns:
@@ -221,7 +192,9 @@ class Gate:
         if self.policy in ("fisher", "fixed", "grad-norm"):
             measure = gradient_norms if self.policy == "grad-norm" else fisher_scores
             raw = measure(self.toolbox, samples, loss_fn, model=self._model, seed=self.seed, total=total)
-        scores = normalise_scores(raw)
+        sizes = {key: self.toolbox.count_parameters([key]) for key in raw}
+        scores = normalise_scores(raw, self.config.normalise, sizes=sizes)
+        scores = blend(self._history[-1].scores if self._history else {}, scores, self.config.memory)
         self._apply(self._choose(step, scores))
         selection = Selection(step=step, active=self._active, scores=scores, raw_scores=raw)
         self._history.append(selection)
@@ -267,9 +240,9 @@ class Gate:
         if self.policy == "none":
             return ()
         if self.policy == "random":  # a generator for each step, so that resuming needs no random state
-            lots = np.random.default_rng([self.seed, step]).permutation(len(keys))[: self.count]
-            return tuple(keys[index] for index in sorted(lots))
-        return select(scores, self.count)
+            lots = np.random.default_rng([self.seed, step]).permutation(len(keys))
+            scores = {keys[index]: -float(place) for place, index in enumerate(lots)}
+        return (select_by_type if self.config.quota == "type" else select)(scores, self.count)
 
     def _apply(self, active: tuple[ModuleKey, ...]) -> None:
         if unknown := set(active) - set(self.toolbox.keys):

@@ -119,6 +119,9 @@ class ModelConfig:
     head: Literal["linear", "dpt", "dpt-detail", "dpt-unet", "upernet", "mask2former"] = "dpt"
     head_dim: int = 128
     """Width of the head."""
+    norm: Literal["batch", "group"] = "batch"
+    """What the head normalises by. batch: statistics of the training data, kept while training. group: each tile's own,
+    which follow it to other light and need no steps to settle, but stretch the faint contrast of a bare tile."""
     tile_size: int = 512
     """Side of the exported model's input in pixels."""
 
@@ -171,6 +174,20 @@ class PeftConfig:
     """Steps between two selections."""
     samples: int = 16
     """Chips that a selection is scored on."""
+    start: int = 0
+    """Steps before the first selection. No module is trained in them: the head, random at first, learns alone, so that
+    the first scores say more of the modules than of its noise. 0, as in arXiv 2511.20302: none."""
+    until: float = 1.0
+    """Share of the steps after which the choice stays as it is; 0: it is made once, as by the method "fixed"."""
+    normalise: Literal["type", "size", "none"] = "type"
+    """What makes scores of modules of different types comparable. type, as in arXiv 2511.20302: divided by the sum over
+    all blocks of its type. size: divided by the number of the module's parameters. none: as they are."""
+    memory: float = 0.0
+    """Share of the earlier scores in those that decide, 0 or more and less than 1: with m, the normalised scores x_t of
+    a selection become s_t = m s_(t-1) + (1 - m) x_t. 0, as in arXiv 2511.20302: the newest alone."""
+    quota: Literal["global", "type"] = "global"
+    """How the budget is shared. global, as in arXiv 2511.20302: the highest scores of all. type: evenly between the
+    module types, what does not divide by score. Holds for the method "random", too."""
     inactive: Literal["frozen", "bypass"] = "frozen"
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
@@ -183,6 +200,11 @@ class PeftConfig:
             raise ConfigError(
                 f"[peft] has budget={self.budget}, every={self.every}, samples={self.samples}.",
                 hint="budget lies in (0, 1]; every and samples are at least 1.",
+            )
+        if self.start < 0 or not 0 <= self.until <= 1 or not 0 <= self.memory < 1:
+            raise ConfigError(
+                f"[peft] has start={self.start}, until={self.until}, memory={self.memory}.",
+                hint="start is 0 or more; until lies in [0, 1], memory in [0, 1).",
             )
 
 
@@ -273,6 +295,11 @@ class AdaptConfig:
     def __post_init__(self) -> None:
         if not self.source:
             raise ConfigError("There is no [[source]].", hint="Add one with images = '...' and labels = '...'.")
+        if self.peft.start >= self.train.steps:
+            raise ConfigError(
+                f"peft.start = {self.peft.start} leaves none of {self.train.steps} steps to train modules in.",
+                hint="Lower peft.start, or use the method frozen.",
+            )
         if self.target and not self.self_training.teacher:
             raise ConfigError(
                 "There is a [[target]], but no self_training.teacher.",

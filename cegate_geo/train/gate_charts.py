@@ -70,8 +70,8 @@ def spans(selections: Sequence[Selection], key: ModuleKey, end: int) -> list[tup
 def score_map(selections: Sequence[Selection]) -> str:
     """Layers from left to right, one row for each type; empty where nothing was measured.
 
-    The colour is the score within the type, averaged over all selections; the number is how often the module was
-    chosen; a frame marks those of the last selection.
+    The colour is the score that decided, averaged over all selections; the number is how often the module was chosen; a
+    frame marks those of the last selection.
     """
     measured = [s for s in selections if s.scores]
     if not measured:

@@ -3,8 +3,8 @@
 Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, and the image that they were
 made from, to logits (N, K, H', W') on a finer grid, or to a tuple of such; `Segmenter` resamples them to the image.
 
-They normalise by statistics of the training data, kept while training. Normalised by its own statistics (by groups, by
-layers), a tile of nothing but bare ground has its faint contrast stretched until something in it looks like a roof.
+By default they normalise by statistics of the training data, kept while training. Normalised by its own statistics (by
+groups), a tile of nothing but bare ground has its faint contrast stretched until something in it looks like a roof.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ from torch import nn
 from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
+from cegate_geo.train.norms import Norm, make_norm
 from cegate_geo.train.unet import UNet
 from cegate_geo.train.upernet import UPerNetHead, reassemble
 
 HEADS = ("linear", "dpt", "dpt-detail", "dpt-unet", "upernet")
 
 
-def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) -> nn.Module:
+def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> nn.Module:
     """A head by name.
 
     Raises:
         ConfigError: If there is no such head.
     """
     if name == "linear":
-        return LinearHead(in_dim=in_dim, classes=classes)
+        return LinearHead(in_dim=in_dim, classes=classes, norm=norm)
     if name == "dpt":
-        return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "dpt-detail":
-        return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "dpt-unet":
-        return LateFusionHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        return LateFusionHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "upernet":
-        return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "mask2former":
         raise ConfigError(
             "The head 'mask2former' is not built: it would need transformers, and its way to ONNX is not proved.",
@@ -47,11 +48,11 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int) ->
 
 
 class LinearHead(nn.Module):
-    """Batch normalisation and a 1x1 convolution on the last level: the plain probe, as DINOv2's (arXiv 2304.07193)."""
+    """Normalisation and a 1x1 convolution on the last level: by batches, DINOv2's plain probe (arXiv 2304.07193)."""
 
-    def __init__(self, *, in_dim: int, classes: int) -> None:
+    def __init__(self, *, in_dim: int, classes: int, norm: Norm = "batch") -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(in_dim)
+        self.norm = make_norm(norm, in_dim, groups=1)
         self.classify = nn.Conv2d(in_dim, classes, 1)
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
@@ -62,9 +63,9 @@ class LinearHead(nn.Module):
 class ResidualUnit(nn.Module):
     """Two 3x3 convolutions around an identity."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, norm: Norm) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(dim)
+        self.norm = make_norm(norm, dim, groups=8)
         self.first = nn.Conv2d(dim, dim, 3, padding=1)
         self.second = nn.Conv2d(dim, dim, 3, padding=1)
 
@@ -84,15 +85,16 @@ class DptHead(nn.Module):
         levels: Number of feature maps.
         dim: Width of the head, a multiple of 8.
         classes: Number of classes K.
+        norm: What it normalises by.
     """
 
-    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> None:
         super().__init__()
         if dim % 8:
             raise ConfigError(f"model.head_dim = {dim} is no multiple of 8.", hint="Use 64, 96, 128, 256, ...")
-        self.norms = nn.ModuleList([nn.BatchNorm2d(in_dim) for _ in range(levels)])
+        self.norms = nn.ModuleList([make_norm(norm, in_dim, groups=1) for _ in range(levels)])
         self.reassemble = nn.ModuleList([reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
-        self.units = nn.ModuleList([ResidualUnit(dim) for _ in range(levels)])
+        self.units = nn.ModuleList([ResidualUnit(dim, norm) for _ in range(levels)])
         self.out = nn.Sequential(nn.Conv2d(dim, dim // 2, 3, padding=1), nn.ReLU(), nn.Conv2d(dim // 2, classes, 1))
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
@@ -126,21 +128,25 @@ class DetailHead(nn.Module):
         levels: Number of feature maps.
         dim: Width of the head, a multiple of 8.
         classes: Number of classes K.
+        norm: What it normalises by.
     """
 
-    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> None:
         super().__init__()
-        self.dpt = DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
+        self.dpt = DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
         half = dim // 2
-        self.stem = _downsample(3, half)
+        self.stem = _downsample(3, half, norm)
         # The finest map of four levels has stride 4; each level less begins one octave coarser.
         steps = [[half] + [dim] * (4 - levels)] + [[dim]] * (levels - 1)
         self.pyramid = nn.ModuleList(
-            [nn.Sequential(*(_downsample(w, dim) for w in widths), ResidualUnit(dim)) for widths in steps]
+            [nn.Sequential(*(_downsample(w, dim, norm) for w in widths), ResidualUnit(dim, norm)) for widths in steps]
         )
         self.narrow = nn.Conv2d(dim, half, 1)
         self.dpt.out = nn.Sequential(
-            nn.Conv2d(2 * half, half, 3, padding=1), nn.BatchNorm2d(half), nn.ReLU(), nn.Conv2d(half, classes, 1)
+            nn.Conv2d(2 * half, half, 3, padding=1),
+            make_norm(norm, half, groups=4),
+            nn.ReLU(),
+            nn.Conv2d(half, classes, 1),
         )
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
@@ -165,17 +171,19 @@ class LateFusionHead(nn.Module):
         levels: Number of feature maps.
         dim: Width of the head, a multiple of 8.
         classes: Number of classes K.
+        norm: What it normalises by.
     """
 
-    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> None:
         super().__init__()
-        self.detail = DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes)
-        self.unet = UNet(classes)
+        self.detail = DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
+        self.unet = UNet(classes, norm=norm)
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels (N, D, h, w) and the image (N, 3, H, W) → (N, K, H / 2, W / 2) and (N, K, H, W)."""
         return self.detail(features, image), self.unet(image)
 
 
-def _downsample(channels: int, dim: int) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(channels, dim, 3, stride=2, padding=1), nn.BatchNorm2d(dim), nn.ReLU())
+def _downsample(channels: int, dim: int, norm: Norm) -> nn.Module:
+    convolve = nn.Conv2d(channels, dim, 3, stride=2, padding=1)
+    return nn.Sequential(convolve, make_norm(norm, dim, groups=4), nn.ReLU())

@@ -125,9 +125,8 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         run.segmenter.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
     if torch.device(device).type == "cpu":
         _unfuse_attention(run.segmenter.backbone)
-    choosing = GateConfig(budget=peft.budget, every=peft.every, inactive=peft.inactive, gradients="skip")
     method = "frozen" if peft.method == "full" else peft.method
-    gate = build_gate(run.toolbox, method, choosing, seed=settings.seed, model=run.segmenter)
+    gate = build_gate(run.toolbox, method, _gate_config(config), seed=settings.seed, model=run.segmenter)
     sampler = ChipSampler(
         training,
         crop=settings.crop,
@@ -151,6 +150,21 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         device=device,
         ranks=ranks,
         precision=choose_precision(settings.precision, device),
+    )
+
+
+def _gate_config(config: AdaptConfig) -> GateConfig:
+    peft = config.peft
+    return GateConfig(
+        budget=peft.budget,
+        every=peft.every,
+        start=peft.start,
+        until_step=round(peft.until * config.train.steps),
+        normalise=peft.normalise,
+        memory=peft.memory,
+        quota=peft.quota,
+        inactive=peft.inactive,
+        gradients="skip",
     )
 
 

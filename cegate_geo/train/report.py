@@ -148,20 +148,39 @@ def _gate(log: RunLog, settings: AdaptConfig) -> str:
     scored = f"the gate scored all {_total(log)} modules and trained those with the highest scores"
     how = scored if scores else f"{len(chosen[-1].active)} of {_total(log)} modules were chosen to be trained"
     others = "kept the weights that they had" if settings.peft.inactive == "frozen" else "were left out of the model"
-    intro = f"<p>{often} {how} until the next selection; the others {others}.</p>"
-    score = "gradient norm" if settings.peft.method == "grad-norm" else "Fisher score"
-    note = (
-        f'<p class="small">Colour: share of the {score} of its type, mean of all selections. Number: how often it '
-        f"was chosen, of {len(log.selections)}. Frame: chosen in the last selection.</p>"
-    )
+    told = [f"{often} {how} until the next selection; the others {others}.", *_gate_choices(settings)]
+    note = f'<p class="small">{_score_note(settings)} Number: how often it was chosen, of {len(log.selections)}.'
+    note += " Frame: chosen in the last selection.</p>"
     return "\n".join(
         (
-            intro,
+            f"<p>{' '.join(told)}</p>",
             colors,
             card("Trained modules over time: one line for each block, block 0 on top", gate_map(chosen, _steps(log))),
             card("Scores by type and block", scores + note) if scores else "",
         )
     )
+
+
+def _gate_choices(settings: AdaptConfig) -> list[str]:
+    """Sentences on what the gate did otherwise than it does by default."""
+    peft = settings.peft
+    told = []
+    if peft.start:
+        told.append(f"In the first {peft.start} steps none was trained, the head alone.")
+    if peft.until < 1:
+        told.append(f"After {peft.until:.0%} of the steps the last choice stayed.")
+    if peft.quota == "type":
+        told.append("Each type had the same number of places.")
+    return told
+
+
+def _score_note(settings: AdaptConfig) -> str:
+    """What the colour of a module stands for."""
+    peft = settings.peft
+    score = "gradient norm" if peft.method == "grad-norm" else "Fisher score"
+    what = {"type": f"share of the {score} of its type", "size": f"{score} per parameter", "none": score}
+    memory = f", each with {peft.memory:g} of the one before it" if peft.memory else ""
+    return f"Colour: {what[peft.normalise]}, mean of all selections{memory}."
 
 
 def _self_training(log: RunLog) -> str:

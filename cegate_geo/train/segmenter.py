@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cegate_geo.train.backbone import BackboneSpec, patch_size
 from cegate_geo.train.heads import make_head
+from cegate_geo.train.norms import Norm
 
 
 class Segmenter(nn.Module):
@@ -23,18 +24,28 @@ class Segmenter(nn.Module):
         head: Name of a head, see `heads`.
         head_dim: Width of the head.
         classes: Number of classes K.
+        norm: What the head normalises by.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, backbone: nn.Module, spec: BackboneSpec, *, head: str, head_dim: int, classes: int) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        spec: BackboneSpec,
+        *,
+        head: str,
+        head_dim: int,
+        classes: int,
+        norm: Norm = "batch",
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.patch = patch_size(backbone)
         self.indices = feature_indices(len(cast(Sequence[nn.Module], backbone.blocks)))
         dim = cast(int, backbone.embed_dim)
-        self.head = make_head(head, in_dim=dim, levels=len(self.indices), dim=head_dim, classes=classes)
+        self.head = make_head(head, in_dim=dim, levels=len(self.indices), dim=head_dim, classes=classes, norm=norm)
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 

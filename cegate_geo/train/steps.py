@@ -44,6 +44,12 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, *, pixels: int
     return total / max(1, int((labels != IGNORE_INDEX).sum()) if pixels is None else pixels)
 
 
+def segmentation_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """As `segmentation_loss`, of each chip alone: (N,)."""
+    found = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE_INDEX, reduction="none").flatten(1)
+    return found.sum(dim=1) / (labels != IGNORE_INDEX).flatten(1).sum(dim=1).clamp(min=1)
+
+
 def training_loss(branches: Sequence[torch.Tensor], labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
     """Mean of the losses of all branches of a head; see `segmentation_loss`."""
     losses = [segmentation_loss(logits, labels, pixels=pixels) for logits in branches]
@@ -58,17 +64,19 @@ def read_batch(job: Job, step: int) -> Batch:
 
 def choose_modules(job: Job, step: int) -> dict[str, Any]:
     """Let the gate choose, on chips that only depend on the seed and the step; gives what `gate.jsonl` keeps."""
-    config = job.run.config
-    images, labels = _draw(job, [config.train.seed, SCORE_STREAM, step], config.peft.samples)
+    settings, count = job.run.config.train, job.run.config.peft.samples
+    images, labels = _draw(job, [settings.seed, SCORE_STREAM, step], count)
 
-    def loss_of(sample: Batch) -> torch.Tensor:
+    def losses_of(part: Batch) -> torch.Tensor:
         with autocast(job.device, job.precision):
-            branches = job.run.segmenter.branches(sample[0].to(job.device))
-        return training_loss(branches, sample[1].to(job.device))
+            branches = job.run.segmenter.branches(part[0].to(job.device))
+        return torch.stack([segmentation_losses(logits, part[1].to(job.device)) for logits in branches]).mean(dim=0)
 
-    samples = ((images[n : n + 1], labels[n : n + 1]) for n in range(len(images)))
+    # As many chips at a time as a step has in memory. Where it saves memory, one: inputs of all modules are kept.
+    size = 1 if settings.checkpointing else settings.batch_size // settings.accumulate // job.ranks.count
+    samples = ((images[n : n + size], labels[n : n + size]) for n in range(0, len(images), size))
     total = job.ranks.total if job.ranks.count > 1 else None
-    return job.gate.rescore(step, samples, loss_of, total=total).to_json()
+    return job.gate.rescore(step, samples, losses_of, total=total).to_json()
 
 
 def take_step(job: Job, step: int, batch: Batch) -> float:

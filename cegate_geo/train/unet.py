@@ -1,10 +1,14 @@
-"""A small U-Net (arXiv 1505.04597): four levels, batch normalisation, bilinear upsampling."""
+"""A small U-Net (arXiv 1505.04597): four levels, normalised, bilinear upsampling."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from cegate_geo.train.norms import Norm, make_norm
 
 WIDTHS = (14, 28, 56, 112)
 """Channels of the levels, from fine to coarse: 0.37 M parameters."""
@@ -13,19 +17,22 @@ WIDTHS = (14, 28, 56, 112)
 class UNet(nn.Module):
     """Normalised images in, logits at full size out.
 
-    Statistics are those of the training data (batch normalisation), not of the image: a field without texture stays
-    one, where normalisation by groups would stretch its faint contrast.
+    Statistics are by default those of the training data (batch normalisation), not of the image: a field without
+    texture stays one, where normalisation by groups would stretch its faint contrast.
 
     Args:
         classes: Number of classes K.
         widths: Channels of the levels, from fine to coarse.
+        norm: What it normalises by.
     """
 
-    def __init__(self, classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
+    def __init__(self, classes: int, widths: tuple[int, ...] = WIDTHS, *, norm: Norm = "batch") -> None:
         super().__init__()
-        self.down = nn.ModuleList(_pair(before, width) for before, width in zip((3, *widths), widths, strict=False))
+        self.down = nn.ModuleList(
+            _pair(before, width, norm) for before, width in zip((3, *widths), widths, strict=False)
+        )
         self.up = nn.ModuleList(
-            _pair(deep + width, width) for deep, width in zip(widths[:0:-1], widths[-2::-1], strict=True)
+            _pair(deep + width, width, norm) for deep, width in zip(widths[:0:-1], widths[-2::-1], strict=True)
         )
         self.classify = nn.Conv2d(widths[0], classes, 1)
 
@@ -44,8 +51,9 @@ class UNet(nn.Module):
         return logits
 
 
-def _pair(before: int, width: int) -> nn.Sequential:
+def _pair(before: int, width: int, norm: Norm) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (before, width):
-        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers.append(nn.Conv2d(channels, width, 3, padding=1, bias=False))
+        layers += [make_norm(norm, width, groups=math.gcd(width, 8)), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
+from cegate_geo.train.norms import Norm, make_norm
 
 BINS = (1, 2, 3, 6)
 """Bins of an axis at the published crop."""
@@ -67,26 +68,27 @@ def pool(x: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
 class UPerNetHead(nn.Module):
     """Pyramid pooling and a feature pyramid. With a patch of 16 pixels and four levels the logits have stride 4.
 
-    Normalisation is by batches (see `heads`), but for pooled maps: one bin of one image has no variance.
+    Pooled maps are normalised by groups in any case: one bin of one image has no variance.
 
     Args:
         in_dim: Width D of the tokens.
         levels: Number of feature maps.
         dim: Width of the head, a multiple of 8.
         classes: Number of classes K.
+        norm: What it normalises by, see `heads`.
     """
 
-    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int) -> None:
+    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> None:
         super().__init__()
         if dim % 8:
             raise ConfigError(f"model.head_dim = {dim} is no multiple of 8.", hint="Use 64, 96, 128, 256, ...")
-        self.norms = nn.ModuleList([nn.BatchNorm2d(in_dim) for _ in range(levels)])
+        self.norms = nn.ModuleList([make_norm(norm, in_dim, groups=1) for _ in range(levels)])
         self.reassemble = nn.ModuleList([reassemble(in_dim, dim, level - (levels - 2)) for level in range(levels)])
-        self.pooled = nn.ModuleList([_conv(dim, dim, 1, nn.GroupNorm(8, dim)) for _ in BINS])
-        self.top = _conv(dim * (1 + len(BINS)), dim, 3)
-        self.lateral = nn.ModuleList([_conv(dim, dim, 1) for _ in range(levels - 1)])
-        self.smooth = nn.ModuleList([_conv(dim, dim, 3) for _ in range(levels - 1)])
-        self.fuse = _conv(levels * dim, dim, 3)
+        self.pooled = nn.ModuleList([_conv(dim, dim, 1, "group") for _ in BINS])
+        self.top = _conv(dim * (1 + len(BINS)), dim, 3, norm)
+        self.lateral = nn.ModuleList([_conv(dim, dim, 1, norm) for _ in range(levels - 1)])
+        self.smooth = nn.ModuleList([_conv(dim, dim, 3, norm) for _ in range(levels - 1)])
+        self.fuse = _conv(levels * dim, dim, 3, norm)
         self.classify = nn.Conv2d(dim, classes, 1)
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
@@ -112,6 +114,6 @@ def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _conv(channels: int, dim: int, kernel: int, norm: nn.Module | None = None) -> nn.Module:
+def _conv(channels: int, dim: int, kernel: int, norm: Norm) -> nn.Module:
     convolve = nn.Conv2d(channels, dim, kernel, padding=kernel // 2)
-    return nn.Sequential(convolve, norm or nn.BatchNorm2d(dim), nn.ReLU())
+    return nn.Sequential(convolve, make_norm(norm, dim, groups=8), nn.ReLU())

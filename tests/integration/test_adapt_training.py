@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,11 +27,12 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(run / "adapter.safetensors")
 
 
-def test_a_batch_in_parts_is_the_same_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where labelled pixels are spread unevenly over the parts; statistics of normalisation are a part's own."""
-    monkeypatch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 1))
+def test_a_batch_in_parts_is_the_same_step(tmp_path: Path) -> None:
+    """Also where labelled pixels are spread unevenly over the parts; statistics of batches would be a part's own."""
     for parts in (1, 2, 4):
-        adapt(config(tmp_path, steps=3, batch_size=4, accumulate=parts, crop=96), tmp_path / str(parts), device="cpu")
+        settings = config(tmp_path, steps=3, batch_size=4, accumulate=parts, crop=96)
+        settings = dataclasses.replace(settings, model=dataclasses.replace(settings.model, norm="group"))
+        adapt(settings, tmp_path / str(parts), device="cpu")
     whole = weights(tmp_path / "1")
     losses = [[e["loss"] for e in lines(tmp_path / str(p) / "metrics.jsonl") if "loss" in e] for p in (1, 2, 4)]
     for n, parts in enumerate((2, 4), start=1):
@@ -50,6 +51,36 @@ def test_parts_weigh_by_their_labelled_pixels() -> None:
     parts = [steps.segmentation_loss(logits[n : n + 1], labels[n : n + 1], pixels=count) for n in range(4)]
     torch.testing.assert_close(sum(parts), whole)
     assert float(parts[0]) == 0
+
+
+def test_losses_of_chips_are_those_of_batches_of_one() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(4, 3, 8, 8), torch.randint(0, 3, (4, 8, 8))
+    labels[0] = 255
+    labels[1, :7] = 255
+    found = steps.segmentation_losses(logits, labels)
+    torch.testing.assert_close(
+        found, torch.stack([steps.segmentation_loss(logits[n : n + 1], labels[n : n + 1]) for n in range(4)])
+    )
+    assert float(found[0]) == 0
+
+
+def test_the_gate_scores_as_many_chips_at_a_time_as_a_pass_of_a_step_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the scores do not depend on how many these are."""
+    raw, seen = [], []
+    for name, changes in {"whole": {}, "parts": {"accumulate": 2}, "low": {"checkpointing": True}}.items():
+        settings = config(tmp_path, batch_size=2, **changes)  # type: ignore[arg-type]
+        job = make_job(settings, tmp_path / name, ranks=alone("cpu"), provenance=None)
+        sizes: list[int] = []
+        branches = job.run.segmenter.branches
+        monkeypatch.setattr(job.run.segmenter, "branches", lambda x, b=branches, s=sizes: (s.append(len(x)), b(x))[1])
+        raw.append(steps.choose_modules(job, 0)["raw"])
+        seen.append(sizes)
+    assert seen == [[2, 1], [1, 1, 1], [1, 1, 1]]  # 3 samples
+    assert raw[1] == pytest.approx(raw[0], rel=1e-4)
+    assert raw[2] == pytest.approx(raw[0], rel=1e-4)
 
 
 def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,12 +117,14 @@ def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, mo
     assert all(torch.equal(before[k], v) for k, v in weights(tmp_path / "run").items())
 
 
-@pytest.mark.parametrize("stop", [5, 9])
+@pytest.mark.parametrize("stop", [1, 5, 9])
 def test_a_run_resumed_between_two_selections_goes_on_to_the_bit(tmp_path: Path, stop: int) -> None:
-    """With all that a step may carry: averages, parts, recomputed activations, patience."""
+    """With all that a step and a choice may carry: averages, parts, recomputed activations, patience, a memory."""
     settings = config(
         tmp_path, accumulate=2, checkpointing=True, patience=2, validate_every=3, save_every=12, weight_decay=0.1
     )
+    peft = dataclasses.replace(settings.peft, start=3, every=4, until=0.9, memory=0.8, normalise="size", quota="type")
+    settings = dataclasses.replace(settings, peft=peft)
     adapt(settings, tmp_path / "whole", device="cpu")
     calls = iter([False] * (stop - 1) + [True])
     with pytest.raises(CancelledError, match=f"{stop} steps"):
@@ -101,6 +134,7 @@ def test_a_run_resumed_between_two_selections_goes_on_to_the_bit(tmp_path: Path,
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     for name in ("gate.jsonl", "metrics.jsonl"):
         assert lines(tmp_path / "whole" / name) == lines(tmp_path / "parts" / name)
+    assert [choice["step"] for choice in lines(tmp_path / "whole" / "gate.jsonl")] == [3, 7]  # 11 is in the last tenth
 
 
 def test_a_model_that_says_one_class_everywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

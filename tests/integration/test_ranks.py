@@ -17,13 +17,13 @@ import torch
 from safetensors.torch import load_file
 
 from cegate_geo.errors import ConfigError, InputError
-from cegate_geo.train.config_file import to_table
+from cegate_geo.train.config import AdaptConfig
+from cegate_geo.train.config_file import build, to_table
 from cegate_geo.train.job import make_job
 from cegate_geo.train.loop import adapt
 from cegate_geo.train.ranks import Ranks, alone
 
 from .test_adapt import config, lines
-from .train_together import groups_for_batches
 
 TOGETHER = Path(__file__).with_name("train_together.py")
 
@@ -55,18 +55,18 @@ def write_toml(path: Path, table: dict[str, Any]) -> None:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, and of one, with the same settings."""
     folder = tmp_path_factory.mktemp("together")
-    for name, changes in {"gate": {"batch_size": 4, "accumulate": 2}, "norm": {"batch_size": 2}}.items():
-        table = to_table(config(folder, **changes, weight_decay=0.1))
-        if name == "norm":
-            table["peft"] |= {"method": "grad-norm", "samples": 1}  # less samples than processes
-            table["model"] |= {"head": "dpt-unet"}
+    gate = to_table(config(folder, batch_size=4, accumulate=2, weight_decay=0.1))
+    gate["model"] |= {"norm": "group"}  # batches have statistics of each process' own chips: figures would differ
+    norm = to_table(config(folder, batch_size=2, weight_decay=0.1))
+    norm["peft"] |= {"method": "grad-norm", "samples": 1}  # less samples than processes
+    norm["model"] |= {"head": "dpt-unet"}
+    for name, table in (("gate", gate), ("norm", norm)):
         write_toml(folder / f"{name}.toml", table)
     done = subprocess.run(
         launch(str(TOGETHER), "train", str(folder)), check=False, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    with groups_for_batches():
-        adapt(config(folder, batch_size=4, accumulate=2, weight_decay=0.1), folder / "alone", device="cpu")
+    adapt(build(AdaptConfig, gate), folder / "alone", device="cpu")
     return folder
 
 

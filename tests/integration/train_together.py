@@ -5,14 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-import pytest
 import torch
-from torch import nn
 
 from cegate_geo.cli.main import main
 from cegate_geo.errors import CancelledError
@@ -23,20 +18,10 @@ from cegate_geo.train.ranks import Ranks, join_ranks
 from cegate_geo.train.steps import take_step
 
 
-@contextmanager
-def groups_for_batches(is_so: bool = True) -> Iterator[None]:
-    """Heads normalise by groups: with statistics of its own chips in each process, figures would differ by more."""
-    with pytest.MonkeyPatch.context() as patch:
-        if is_so:
-            patch.setattr(nn, "BatchNorm2d", partial(nn.GroupNorm, 1))
-        yield
-
-
 def train(folder: Path, ranks: Ranks) -> None:
     """Whole, and in two parts, by each of the given settings."""
     for path in sorted(folder.glob("*.toml")):
-        with groups_for_batches(path.stem == "gate"):
-            train_one(build(AdaptConfig, read_toml(path)), folder / path.stem, ranks)
+        train_one(build(AdaptConfig, read_toml(path)), folder / path.stem, ranks)
 
 
 def train_one(settings: AdaptConfig, run: Path, ranks: Ranks) -> None:

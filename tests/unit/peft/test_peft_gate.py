@@ -188,11 +188,21 @@ def test_a_selection_survives_json(toolbox):
     assert Selection.from_json(data) == selection
 
 
-@pytest.mark.parametrize("policy", ["fisher", "random", "fixed"])
-def test_a_resumed_run_goes_on_as_an_uninterrupted_one(config, policy):
+@pytest.mark.parametrize(
+    ("policy", "options"),
+    [
+        ("fisher", {}),
+        ("random", {}),
+        ("fixed", {}),
+        ("fisher", {"memory": 0.9, "start": 1}),
+        ("fisher", {"start": 7}),
+        ("fisher", {"until_step": 5, "quota": "type"}),
+    ],
+)
+def test_a_resumed_run_goes_on_as_an_uninterrupted_one(config, policy, options):
     def start():
         toolbox = attach(build("vit"), config)
-        return toolbox, Gate(toolbox, GateConfig(every=4), policy=policy, seed=5)
+        return toolbox, Gate(toolbox, GateConfig(every=4, **options), policy=policy, seed=5)
 
     toolbox, gate = start()
     optimizer, expected = train(toolbox, gate, 10)
@@ -237,6 +247,12 @@ def test_an_empty_toolbox_is_never_due():
         (lambda toolbox: GateConfig(budget=1.1), "budget=1.1"),
         (lambda toolbox: GateConfig(every=0), "every=0"),
         (lambda toolbox: GateConfig(gradients="off"), "gradients='off'"),
+        (lambda toolbox: GateConfig(start=-1), "start=-1"),
+        (lambda toolbox: GateConfig(until_step=-1), "until_step=-1"),
+        (lambda toolbox: GateConfig(memory=1), "memory=1"),
+        (lambda toolbox: GateConfig(memory=-0.1), "memory=-0.1"),
+        (lambda toolbox: GateConfig(normalise="layer"), "normalise='layer'"),
+        (lambda toolbox: GateConfig(quota="block"), "quota='block'"),
         (lambda toolbox: Gate(toolbox, GateConfig(), policy="magic"), "policy='magic'"),
         (lambda toolbox: Gate(toolbox, GateConfig(inactive="bypass")), "inactive='bypass'"),
     ],

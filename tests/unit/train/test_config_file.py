@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cegate_geo.errors import ConfigError, InputError
-from cegate_geo.train.config import AdaptConfig, SourceConfig, TrainConfig
+from cegate_geo.train.config import AdaptConfig, PeftConfig, SourceConfig, TrainConfig
 from cegate_geo.train.config_file import apply_overrides, build, read_toml, to_table
 
 
@@ -179,3 +179,23 @@ def test_a_whole_configuration_survives_file_and_table(tmp_path: Path) -> None:
     assert config.train == TrainConfig(steps=7, head_lr=1e-3)
     assert config.peft.spatial.rank == 8
     assert build(AdaptConfig, to_table(config)) == config
+
+
+@pytest.mark.parametrize("wrong", [{"start": -1}, {"until": 1.1}, {"until": -0.1}, {"memory": 1.0}, {"memory": -0.1}])
+def test_a_gate_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ConfigError, match=f"{name}={value}"):
+        PeftConfig(**wrong)
+
+
+@pytest.mark.parametrize(("key", "value"), [("normalise", "rank"), ("quota", "block")])
+def test_a_choice_that_the_gate_does_not_have_is_refused(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"peft\.{key} = '{value}' is no choice"):
+        build(PeftConfig, {key: value}, "peft")
+
+
+def test_a_gate_that_starts_after_the_end_is_refused() -> None:
+    source = (SourceConfig(images="a", labels="b"),)
+    AdaptConfig(classes={0: "a", 1: "b"}, source=source, peft=PeftConfig(start=9), train=TrainConfig(steps=10))
+    with pytest.raises(ConfigError, match="start = 10 leaves none of 10 steps"):
+        AdaptConfig(classes={0: "a", 1: "b"}, source=source, peft=PeftConfig(start=10), train=TrainConfig(steps=10))

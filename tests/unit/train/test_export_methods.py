@@ -18,6 +18,7 @@ from cegate_geo.domain.manifest import Manifest
 from cegate_geo.peft import Kind, Toolbox, ToolboxConfig, attach, merge
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.export import export_model
+from cegate_geo.train.norms import Norm
 from cegate_geo.train.segmenter import Segmenter
 
 SIDE = 96
@@ -29,14 +30,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def segmenter(family: str, kinds: tuple[Kind, ...], head: str) -> tuple[Segmenter, Toolbox]:
+def segmenter(family: str, kinds: tuple[Kind, ...], head: str, norm: Norm) -> tuple[Segmenter, Toolbox]:
     """A toy of depth 2, far from its start."""
     name, options = FAMILIES[family]
     torch.manual_seed(0)
     vit = timm.create_model(name, pretrained=False, num_classes=0, depth=2, embed_dim=32, num_heads=2, **options)
     sizes = ToolboxConfig(kinds=kinds, spatial_rank=4, semantic_dim=4, frequency_dim=4, rein_tokens=6, prompt_tokens=5)
     toolbox = attach(vit, sizes)
-    model = Segmenter(vit, BackboneSpec(architecture="toy"), head=head, head_dim=16, classes=3)
+    model = Segmenter(vit, BackboneSpec(architecture="toy"), head=head, head_dim=16, classes=3, norm=norm)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -53,21 +54,22 @@ def probabilities(model: nn.Module, tiles: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("family", "kinds", "head"),
+    ("family", "kinds", "head", "norm"),
     [
-        ("vit", ("rein",), "linear"),
-        ("vit", ("prompt",), "linear"),
-        ("dinov3", ("rein", "prompt"), "linear"),
-        ("dinov2-16-px", ("prompt",), "dpt"),
-        ("vit", ("frequency",), "upernet"),
-        ("vit", ("semantic",), "dpt-unet"),
-        ("eva-split", ("spatial", "semantic"), "upernet"),
+        ("vit", ("rein",), "linear", "batch"),
+        ("vit", ("prompt",), "linear", "group"),
+        ("dinov3", ("rein", "prompt"), "linear", "batch"),
+        ("dinov2-16-px", ("prompt",), "dpt", "batch"),
+        ("vit", ("frequency",), "upernet", "batch"),
+        ("vit", ("semantic",), "dpt-unet", "batch"),
+        ("vit", ("semantic",), "dpt-unet", "group"),
+        ("eva-split", ("spatial", "semantic"), "upernet", "group"),
     ],
 )
 def test_onnxruntime_computes_what_torch_computes(
-    tmp_path: Path, family: str, kinds: tuple[Kind, ...], head: str
+    tmp_path: Path, family: str, kinds: tuple[Kind, ...], head: str, norm: Norm
 ) -> None:
-    model, toolbox = segmenter(family, kinds, head)
+    model, toolbox = segmenter(family, kinds, head, norm)
     tiles = torch.rand(3, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
     expected = probabilities(model, tiles)
     kept = tuple(str(key) for key in toolbox.keys)

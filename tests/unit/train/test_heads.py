@@ -1,4 +1,4 @@
-"""The head of two branches: each learns from its own loss, and their averages are what is kept."""
+"""What heads normalise by; and the head of two branches: each learns from its own loss, and their averages are kept."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from cegate_geo.peft import ToolboxConfig, attach, fisher_scores
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.ema import Ema
+from cegate_geo.train.heads import HEADS
+from cegate_geo.train.norms import Norm
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.state import load_state, save_state
 from cegate_geo.train.steps import segmentation_loss, training_loss
@@ -18,13 +20,17 @@ from cegate_geo.train.steps import segmentation_loss, training_loss
 SIDE = 96
 
 
-@pytest.fixture
-def model() -> Segmenter:
+def toy(head: str, norm: Norm = "batch") -> Segmenter:
     torch.manual_seed(0)
     vit = timm.create_model(
         "vit_tiny_patch16_224", depth=2, embed_dim=32, num_heads=2, num_classes=0, img_size=SIDE, dynamic_img_size=True
     )
-    return Segmenter(vit, BackboneSpec(architecture="toy"), head="dpt-unet", head_dim=16, classes=3)
+    return Segmenter(vit, BackboneSpec(architecture="toy"), head=head, head_dim=16, classes=3, norm=norm)
+
+
+@pytest.fixture
+def model() -> Segmenter:
+    return toy("dpt-unet")
 
 
 @pytest.fixture
@@ -36,6 +42,23 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def statistics(model: Segmenter) -> list[torch.Tensor]:
     return [b for b in model.head.buffers() if b.is_floating_point()]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_groups_look_at_an_image_alone_and_batches_at_all(head: str, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    image, other = batch[0][:1], batch[0][1:] * 0.1
+    for norm in ("group", "batch"):
+        model = toy(head, norm).train()
+        with torch.no_grad():
+            alone, together = model(image), model(torch.cat([image, other]))[:1]
+        assert torch.allclose(alone, together, atol=1e-5) == (norm == "group")
+        assert bool(statistics(model)) == (norm == "batch")
+
+
+def test_both_norms_start_from_the_same_weights() -> None:
+    groups, batches = (dict(toy("dpt-unet", norm).named_parameters()) for norm in ("group", "batch"))
+    assert groups.keys() == batches.keys()
+    assert all(torch.equal(value, batches[name]) for name, value in groups.items())
 
 
 def test_the_answer_is_the_mean_of_the_branches(model: Segmenter, batch: tuple[torch.Tensor, torch.Tensor]) -> None:

@@ -176,6 +176,24 @@ def test_the_page_tells_what_the_run_recorded(tmp_path: Path) -> None:
     assert len(dots) == 3  # three validations
 
 
+def test_the_page_tells_how_the_gate_chose(tmp_path: Path) -> None:
+    otherwise = {"start": 20, "until": 0.5, "normalise": "size", "memory": 0.9, "quota": "type"}
+    folder = full(tmp_path / "run")
+    plain = Page(write_report(folder).read_text(encoding="utf-8")).text
+    (folder / "config.json").write_text(json.dumps(to_table(config(**otherwise))), encoding="utf-8")
+    told = Page(write_report(folder).read_text(encoding="utf-8")).text
+    parts = (
+        "In the first 20 steps none was trained",
+        "After 50% of the steps the last choice stayed.",
+        "Each type had the same number of places.",
+        "Colour: Fisher score per parameter, mean of all selections, each with 0.9 of the one before it.",
+    )
+    for part in parts:
+        assert part in told, part
+        assert part not in plain, part
+    assert "Colour: share of the Fisher score of its type, mean of all selections. Number" in plain
+
+
 def test_pictures_are_cut_into_imagery_truth_prediction(tmp_path: Path) -> None:
     page = Page(write_report(full(tmp_path / "run")).read_text(encoding="utf-8"))
     images = [a for tag, a in page.tags if tag == "img"]
