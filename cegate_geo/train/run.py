@@ -97,7 +97,12 @@ def new_run(folder: Path, config: AdaptConfig) -> Run:
     backbone.requires_grad_(is_full)
     toolbox.set_active(toolbox.keys)
     segmenter = Segmenter(
-        backbone, spec, head=config.model.head, head_dim=config.model.head_dim, classes=len(config.legend)
+        backbone,
+        spec,
+        head=config.model.head,
+        head_dim=config.model.head_dim,
+        classes=len(config.legend),
+        queries=config.model.mask2former,
     )
     return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox)
 

@@ -18,7 +18,12 @@ from cegate_geo.domain.legend import IGNORE_INDEX
 from cegate_geo.errors import CegateError
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.job import DATA_STREAM, SCORE_STREAM, Job
+from cegate_geo.train.mask2former import QueryPredictions
+from cegate_geo.train.query_loss import Amounts, query_loss
 from cegate_geo.train.validation import autocast
+
+POINTS = 1
+"""Marks the random numbers of a chip that draw the points of a loss, beside those that draw the chip."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (N, 3, H, W) float32 in 0-1 units, labels (N, H, W) int64."""
@@ -44,10 +49,28 @@ def segmentation_loss(logits: torch.Tensor, labels: torch.Tensor, *, pixels: int
     return total / max(1, int((labels != IGNORE_INDEX).sum()) if pixels is None else pixels)
 
 
-def training_loss(branches: Sequence[torch.Tensor], labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
-    """Mean of the losses of all branches of a head; see `segmentation_loss`."""
-    losses = [segmentation_loss(logits, labels, pixels=pixels) for logits in branches]
-    return torch.stack(losses).mean()
+def training_loss(
+    found: Sequence[torch.Tensor] | QueryPredictions,
+    labels: torch.Tensor,
+    *,
+    amounts: Amounts | None = None,
+    seeds: Sequence[int] = (),
+) -> torch.Tensor:
+    """What a head learns from.
+
+    Args:
+        found: As `Segmenter.learn_from` gives it.
+        labels: (N, H, W) channel indices; 255 is left out.
+        amounts: Those of the whole batch, where this is a part of one; those of `labels` if None.
+        seeds: One for each chip, for losses that draw points.
+
+    Returns:
+        The mean of the losses of all branches, see `segmentation_loss`; or that of queries, see `query_loss`.
+    """
+    if isinstance(found, QueryPredictions):
+        return query_loss(found, labels, amounts=amounts, seeds=seeds)
+    pixels = None if amounts is None else int(amounts.pixels)
+    return torch.stack([segmentation_loss(logits, labels, pixels=pixels) for logits in found]).mean()
 
 
 def read_batch(job: Job, step: int) -> Batch:
@@ -59,14 +82,16 @@ def read_batch(job: Job, step: int) -> Batch:
 def choose_modules(job: Job, step: int) -> dict[str, Any]:
     """Let the gate choose, on chips that only depend on the seed and the step; gives what `gate.jsonl` keeps."""
     config = job.run.config
-    images, labels = _draw(job, [config.train.seed, SCORE_STREAM, step], config.peft.samples)
+    stream = [config.train.seed, SCORE_STREAM, step]
+    images, labels = _draw(job, stream, config.peft.samples)
 
-    def loss_of(sample: Batch) -> torch.Tensor:
+    def loss_of(sample: tuple[torch.Tensor, torch.Tensor, int]) -> torch.Tensor:
         with autocast(job.device, job.precision):
-            branches = job.run.segmenter.branches(sample[0].to(job.device))
-        return training_loss(branches, sample[1].to(job.device))
+            found = job.run.segmenter.learn_from(sample[0].to(job.device))
+        return training_loss(found, sample[1].to(job.device), seeds=[sample[2]])
 
-    samples = ((images[n : n + 1], labels[n : n + 1]) for n in range(len(images)))
+    seeds = _seeds(job, stream, config.peft.samples)
+    samples = ((images[n : n + 1], labels[n : n + 1], seed) for n, seed in enumerate(seeds))
     total = job.ranks.total if job.ranks.count > 1 else None
     return job.gate.rescore(step, samples, loss_of, total=total).to_json()
 
@@ -82,7 +107,7 @@ def take_step(job: Job, step: int, batch: Batch) -> float:
         group["lr"] = group["base_lr"] * factor
     job.run.segmenter.train()
     job.optimizer.zero_grad(set_to_none=True)
-    value = _backward(job, batch)
+    value = _backward(job, step, batch)
     if not math.isfinite(value):
         raise CegateError(
             f"The loss is {value} at step {step}.", hint="Lower train.lr, or set train.precision to fp32."
@@ -105,15 +130,23 @@ def _draw(job: Job, stream: list[int], count: int) -> Batch:
     return job.sampler.batch([np.random.default_rng([*stream, n]) for n in job.ranks.part(count)])
 
 
-def _backward(job: Job, batch: Batch) -> float:
+def _seeds(job: Job, stream: list[int], count: int) -> list[int]:
+    """Seeds of what is drawn at random for this process' part of `count` chips beside the chips themselves."""
+    return [int(np.random.default_rng([*stream, n, POINTS]).integers(2**62)) for n in job.ranks.part(count)]
+
+
+def _backward(job: Job, step: int, batch: Batch) -> float:
     """Gradients of this process' part of the mean loss over a batch, in `accumulate` parts; gives the whole loss."""
-    pixels = int(job.ranks.sums([int((batch[1] != IGNORE_INDEX).sum())])[0])
-    size = len(batch[0]) // job.run.config.train.accumulate
+    settings = job.run.config.train
+    amounts = Amounts(*job.ranks.sums(Amounts.of(batch[1])).tolist())
+    seeds = _seeds(job, [settings.seed, DATA_STREAM, step], settings.batch_size)
+    size = len(batch[0]) // settings.accumulate
     value = 0.0
-    for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
+    for start in range(0, len(batch[0]), size):
+        images, labels = (part[start : start + size].to(job.device) for part in batch)
         with autocast(job.device, job.precision):
-            branches = job.run.segmenter.branches(images.to(job.device))
-        loss = training_loss(branches, labels.to(job.device), pixels=pixels)
+            found = job.run.segmenter.learn_from(images)
+        loss = training_loss(found, labels, amounts=amounts, seeds=seeds[start : start + size])
         loss.backward()
         value += float(loss.detach())
     return float(job.ranks.sums([value])[0])
