@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from cegate_geo.errors import ConfigError, InputError
-from cegate_geo.train.config_file import to_table
+from cegate_geo.train.config import AdaptConfig
+from cegate_geo.train.config_file import build, to_table
 from cegate_geo.train.job import make_job
 from cegate_geo.train.loop import adapt
 from cegate_geo.train.ranks import Ranks, alone
@@ -25,7 +27,11 @@ from cegate_geo.train.ranks import Ranks, alone
 from .test_adapt import config, lines
 from .train_together import groups_for_batches
 
+HAS_QUERIES = os.environ.get("CI") == "true" or all(find_spec(name) for name in ("transformers", "scipy"))
+needs_queries = pytest.mark.skipif(not HAS_QUERIES, reason="the extra mask2former is not installed")
 TOGETHER = Path(__file__).with_name("train_together.py")
+
+QUERIES = {"head": "mask2former", "head_dim": 32, "mask2former": {"queries": 5, "pixel_layers": 1, "decoder_layers": 2}}
 
 
 def launch(*words: str) -> list[str]:
@@ -55,8 +61,13 @@ def write_toml(path: Path, table: dict[str, Any]) -> None:
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of two processes, and of one, with the same settings."""
     folder = tmp_path_factory.mktemp("together")
-    for name, changes in {"gate": {"batch_size": 4, "accumulate": 2}, "norm": {"batch_size": 2}}.items():
+    runs = {"gate": {"batch_size": 4, "accumulate": 2}, "norm": {"batch_size": 2}, "queries": {"batch_size": 2}}
+    for name, changes in runs.items():
+        if name == "queries" and not HAS_QUERIES:
+            continue
         table = to_table(config(folder, **changes, weight_decay=0.1))
+        if name == "queries":
+            table["model"] |= QUERIES
         if name == "norm":
             table["peft"] |= {"method": "grad-norm", "samples": 1}  # less samples than processes
             table["model"] |= {"head": "dpt-unet"}
@@ -65,6 +76,10 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
         launch(str(TOGETHER), "train", str(folder)), check=False, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    if HAS_QUERIES:
+        table = to_table(config(folder, batch_size=2, weight_decay=0.1))
+        table["model"] |= QUERIES
+        adapt(build(AdaptConfig, table), folder / "queries-alone", device="cpu")
     with groups_for_batches():
         adapt(config(folder, batch_size=4, accumulate=2, weight_decay=0.1), folder / "alone", device="cpu")
     return folder
@@ -86,6 +101,16 @@ def test_two_processes_train_what_one_does(together: Path) -> None:
         assert b["miou"] == pytest.approx(a["miou"], abs=0.01)  # type: ignore[index]
 
 
+@needs_queries
+def test_two_processes_draw_the_points_of_one_and_weigh_them_alike(together: Path) -> None:
+    """Where a mask is about as likely as not, the rounding of sums decides what a query attends to: it grows."""
+    losses = [
+        [e["loss"] for e in lines(together / n / "metrics.jsonl") if "loss" in e] for n in ("queries-alone", "queries")
+    ]
+    assert losses[1][:4] == pytest.approx(losses[0][:4], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_all_processes_score_their_samples_and_choose_the_same(together: Path) -> None:
     one, two = (lines(together / name / "gate.jsonl") for name in ("alone", "gate"))
     assert [c["active"] for c in one] == [c["active"] for c in two]
@@ -94,7 +119,7 @@ def test_all_processes_score_their_samples_and_choose_the_same(together: Path) -
     assert two[0]["raw"] == pytest.approx(one[0]["raw"], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gate", "norm"])
+@pytest.mark.parametrize("name", ["gate", "norm", pytest.param("queries", marks=needs_queries)])
 def test_two_processes_resume_to_the_bit(together: Path, name: str) -> None:
     """Also a head with batch normalisation, whose statistics are averaged, and a process without samples to score."""
     whole, parts = (load_file(together / n / "adapter.safetensors") for n in (name, f"{name}-resumed"))

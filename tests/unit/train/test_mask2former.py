@@ -157,7 +157,7 @@ def test_a_softmax_of_the_logits_is_the_share_of_a_class_in_the_scores() -> None
 
 def test_where_no_query_claims_a_pixel_all_classes_are_equally_likely() -> None:
     built = head().eval()
-    found = QueryPredictions((torch.randn(1, 6, 4),), (torch.full((1, 6, 8, 8), -100.0),))
+    found = QueryPredictions((torch.randn(1, 6, 4),), (torch.full((1, 6, 8, 8), -40.0),))
     built.predictions = lambda _: found  # type: ignore[method-assign]
     logits = built(maps(2, 2, batch=1), torch.zeros(1, 3, 32, 32))
     torch.testing.assert_close(logits.softmax(1), torch.full((1, 3, 32, 32), 1 / 3))
@@ -274,9 +274,9 @@ def test_losses_of_parts_add_up_to_that_of_the_batch(batch: tuple[torch.Tensor, 
         for n in range(3)
     ]
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
-    assert float(parts[2]) == 0
-    assert float(query_loss(found, labels, seeds=[5, 6, 7])) == float(whole)
-    assert float(query_loss(found, labels, seeds=[8, 6, 7])) != float(whole)
+    assert parts[2].item() == 0
+    assert query_loss(found, labels, seeds=[5, 6, 7]).item() == whole.item()
+    assert query_loss(found, labels, seeds=[8, 6, 7]).item() != whole.item()
 
 
 def test_scores_of_the_gate_do_not_flicker(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
