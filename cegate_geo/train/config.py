@@ -110,8 +110,11 @@ class SelfTrainingConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryConfig:
-    """[model.mask2former]: sizes of that head. What is left out is as published for a head_dim of 256 and more (100
-    queries, 6 and 9 layers), and smaller for less (50, 3 and 3)."""
+    """[model.mask2former]: sizes of that head.
+
+    What is left out is as published for a head_dim of 256 and more (100 queries, 6 and 9 layers), and smaller for less
+    (50, 3 and 3).
+    """
 
     queries: int | None = None
     """Queries, each of which says a class and draws a mask; at least as many as there are classes."""

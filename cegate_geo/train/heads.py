@@ -3,8 +3,9 @@
 Every head maps a list of feature maps (N, D, h, w), one per level, all on the token grid, and the image that they were
 made from, to logits (N, K, H', W') on a finer grid, or to a tuple of such; `Segmenter` resamples them to the image.
 
-All but mask2former normalise by statistics of the training data, kept while training. Normalised by its own statistics (by groups, by
+They normalise by statistics of the training data, kept while training. Normalised by its own statistics (by groups, by
 layers), a tile of nothing but bare ground has its faint contrast stretched until something in it looks like a roof.
+Mask2Former normalises so, as published.
 """
 
 from __future__ import annotations

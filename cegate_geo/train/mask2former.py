@@ -28,9 +28,9 @@ GROUPS = 32
 """Groups of the normalisation, and width of a head of attention: `dim` is a multiple of it."""
 LEVELS = 4
 """Maps that the pixel decoder takes: the coarser three attend to each other, the finest one is added."""
-PUBLISHED = QueryConfig(queries=100, pixel_layers=6, decoder_layers=9)
+PUBLISHED = {"queries": 100, "pixel_layers": 6, "decoder_layers": 9}
 """Sizes at `dim` 256."""
-SMALL = QueryConfig(queries=50, pixel_layers=3, decoder_layers=3)
+SMALL = {"queries": 50, "pixel_layers": 3, "decoder_layers": 3}
 """Sizes of narrower heads: one round of the decoder over the three coarser maps instead of three."""
 LEAST = 1e-6
 """Scores below it are taken for it, so that their logarithm is finite: where no query claims a pixel, all classes are
@@ -73,11 +73,10 @@ class Mask2FormerHead(nn.Module):
                 f"model.head_dim = {dim} is no multiple of {GROUPS}, as mask2former needs it.",
                 hint="Use 64, 96, 128, ..., 256.",
             )
-        sizes = complete(sizes or QueryConfig(), dim)
-        assert sizes.queries and sizes.pixel_layers and sizes.decoder_layers  # for the type checker
-        if sizes.queries < classes:
+        queries, pixel_layers, decoder_layers = complete(sizes or QueryConfig(), dim)
+        if queries < classes:
             raise ConfigError(
-                f"model.mask2former.queries = {sizes.queries}, but there are {classes} classes.",
+                f"model.mask2former.queries = {queries}, but there are {classes} classes.",
                 hint="Each class of an image needs a query of its own: use more queries than classes.",
             )
         config = library.Mask2FormerConfig(
@@ -87,9 +86,9 @@ class Mask2FormerHead(nn.Module):
             encoder_feedforward_dim=4 * dim,
             dim_feedforward=8 * dim,
             num_attention_heads=dim // GROUPS,
-            num_queries=sizes.queries,
-            encoder_layers=sizes.pixel_layers,
-            decoder_layers=sizes.decoder_layers + 1,  # it counts the prediction before the first one
+            num_queries=queries,
+            encoder_layers=pixel_layers,
+            decoder_layers=decoder_layers + 1,  # it counts the prediction before the first one
             dropout=0.0,
         )
         self.missing = LEVELS - levels
@@ -130,21 +129,18 @@ class Mask2FormerHead(nn.Module):
             scores = F.interpolate(scores, size=image.shape[-2:], mode="bilinear", align_corners=False)
             return scores.clamp_min(LEAST).log()
 
-
     def embeddings(self) -> list[nn.Parameter]:
         """Those of queries and levels, which weight decay leaves alone."""
         found = [m.weight for m in self.modules() if isinstance(m, nn.Embedding)]
         return [*found, self.pixels.level_embed]
 
 
-def complete(sizes: QueryConfig, dim: int) -> QueryConfig:
-    """Sizes without a None: the published ones for heads of 256 and wider, smaller ones for narrower heads."""
+def complete(sizes: QueryConfig, dim: int) -> tuple[int, int, int]:
+    """Queries, layers of the pixel decoder and of the decoder; what is not given is chosen by the head's width."""
     default = PUBLISHED if dim >= 256 else SMALL
-    return QueryConfig(
-        queries=sizes.queries or default.queries,
-        pixel_layers=sizes.pixel_layers or default.pixel_layers,
-        decoder_layers=sizes.decoder_layers or default.decoder_layers,
-    )
+    given = (sizes.queries, sizes.pixel_layers, sizes.decoder_layers)
+    queries, pixel_layers, decoder_layers = (g or d for g, d in zip(given, default.values(), strict=True))
+    return queries, pixel_layers, decoder_layers
 
 
 class Positions(nn.Module):

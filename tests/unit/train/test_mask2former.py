@@ -138,7 +138,8 @@ def test_nothing_starts_at_random_memory_or_at_a_norm_that_is_none() -> None:
         assert float(a.detach().abs().max()) < 6, name
     for name, module in first.named_modules():
         if isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
-            assert bool((module.weight == 1).all()) and bool((module.bias == 0).all()), name
+            assert bool((module.weight == 1).all()), name
+            assert bool((module.bias == 0).all()), name
     assert first.pixels.level_embed.std() > 0.5
     rays = first.pixels.encoder.layers[0].self_attn.sampling_offsets.bias
     torch.testing.assert_close(rays.view(3, 4, 2)[0], torch.tensor([[1.0, 0], [2, 0], [3, 0], [4, 0]]))
@@ -347,8 +348,8 @@ def test_onnxruntime_computes_what_torch_computes(tmp_path: Path) -> None:
 
 
 def test_narrow_heads_are_small_and_what_is_said_counts() -> None:
-    assert complete(QueryConfig(), 256) == QueryConfig(queries=100, pixel_layers=6, decoder_layers=9)
-    assert complete(QueryConfig(decoder_layers=6), 64) == QueryConfig(queries=50, pixel_layers=3, decoder_layers=6)
+    assert complete(QueryConfig(), 256) == (100, 6, 9)
+    assert complete(QueryConfig(decoder_layers=6), 64) == (50, 3, 6)
     assert len(head().queries.decoder.layers) == 2
     assert len(head().pixels.encoder.layers) == 1
 
