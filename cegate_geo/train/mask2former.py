@@ -154,11 +154,11 @@ class Positions(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.half = dim // 2
+        self.channels = dim // 2
 
     def forward(self, shape: torch.Size, device: torch.device, *_: Any) -> torch.Tensor:
         """(N, D, h, w) as a shape → (1, dim, h, w) in float32; first half rows, second half columns."""
-        exponents = torch.arange(0, self.half, 2, device=device, dtype=torch.float32) / self.half
+        exponents = torch.arange(0, self.channels, 2, device=device, dtype=torch.float32) / self.channels
         parts = []
         for axis, size in enumerate(shape[-2:]):
             turns = 2 * math.pi * torch.arange(1, size + 1, device=device, dtype=torch.float32) / (size + 1e-6)

@@ -149,7 +149,7 @@ class _Truth:
         """Share (Q,) of each mask (Q, h, w) that lies on labelled pixels; 1 on a chip that is labelled all over."""
         if len(self.places) == self.labels.numel():
             return torch.ones(len(masks), device=masks.device)
-        cover = F.adaptive_avg_pool2d((self.labels != IGNORE_INDEX)[None].float(), masks.shape[-2:])
+        cover = F.adaptive_avg_pool2d((self.labels != IGNORE_INDEX)[None].float(), (masks.shape[1], masks.shape[2]))
         soft = masks.sigmoid()
         return (soft * cover).sum((1, 2)) / soft.sum((1, 2)).clamp_min(1e-12)
 
