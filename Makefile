@@ -76,7 +76,7 @@ $(VENV)/.here-%: | $(VENV)/.deps-$(DEPS)
 	@rm -f $(VENV)/.here-* && touch $@
 
 $(VENV)/.dev-$(DEPS): | setup
-	@$(PIP) --group lint --group test
+	@$(PIP) --group lint --group test --editable ".[cpu,train,distributed,mask2former]"
 	@rm -f $(VENV)/.dev-* && touch $@
 
 clean: ## Remove what was built, environments included

@@ -1,7 +1,7 @@
 """Modules of other methods in the same frame: Rein (arXiv 2312.04265) and deep visual prompts (VPT, arXiv 2203.12119).
 
 Rein starts at zero, by the authors' option of a zero-initialised W_f with a fixed scale of 1 (their default is a scale
-that is learned from 0.001). Its link from tokens to the queries of Mask2Former is left out: no head here has queries.
+that is learned from 0.001). Its link from tokens to the queries of Mask2Former is left out: methods go with every head.
 Prompts have no zero start: they take part in every softmax from the first step on, as published.
 """
 

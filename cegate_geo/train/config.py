@@ -109,6 +109,28 @@ class SelfTrainingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class QueryConfig:
+    """[model.mask2former]: sizes of that head.
+
+    What is left out is as published for a head_dim of 256 and more (100 queries, 6 and 9 layers), and smaller for less
+    (50, 3 and 3).
+    """
+
+    queries: int | None = None
+    """Queries, each of which says a class and draws a mask; at least as many as there are classes."""
+    pixel_layers: int | None = None
+    """Layers of deformable attention between the maps."""
+    decoder_layers: int | None = None
+    """Layers of attention of the queries to the maps."""
+
+    def __post_init__(self) -> None:
+        sizes = {"queries": self.queries, "pixel_layers": self.pixel_layers, "decoder_layers": self.decoder_layers}
+        for name, value in sizes.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"model.mask2former.{name} = {value} is no size.", hint="Use 1 or more.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
     """[model]: backbone and head."""
 
@@ -117,11 +139,14 @@ class ModelConfig:
     weights: str = ""
     """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none."""
     head: Literal["linear", "dpt", "dpt-detail", "dpt-unet", "upernet", "mask2former"] = "dpt"
+    """mask2former needs the extra of that name (transformers, scipy)."""
     head_dim: int = 128
-    """Width of the head."""
+    """Width of the head; a multiple of 8, of 32 for mask2former."""
     norm: Literal["batch", "group"] = "batch"
     """What the head normalises by. batch: statistics of the training data, kept while training. group: each tile's own,
-    which follow it to other light and need no steps to settle, but stretch the faint contrast of a bare tile."""
+    which follow it to other light and need no steps to settle, but stretch the faint contrast of a bare tile.
+    mask2former has norms of its own."""
+    mask2former: QueryConfig = field(default_factory=QueryConfig)
     tile_size: int = 512
     """Side of the exported model's input in pixels."""
 

@@ -5,6 +5,7 @@ made from, to logits (N, K, H', W') on a finer grid, or to a tuple of such; `Seg
 
 By default they normalise by statistics of the training data, kept while training. Normalised by its own statistics (by
 groups), a tile of nothing but bare ground has its faint contrast stretched until something in it looks like a roof.
+Mask2Former normalises by groups and layers, as published.
 """
 
 from __future__ import annotations
@@ -16,18 +17,31 @@ from torch import nn
 from torch.nn import functional as F
 
 from cegate_geo.errors import ConfigError
+from cegate_geo.train.config import QueryConfig
+from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.norms import Norm, make_norm
 from cegate_geo.train.unet import UNet
 from cegate_geo.train.upernet import UPerNetHead, reassemble
 
 HEADS = ("linear", "dpt", "dpt-detail", "dpt-unet", "upernet")
+"""Heads that need nothing beside torch and timm."""
 
 
-def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> nn.Module:
-    """A head by name.
+def make_head(
+    name: str,
+    *,
+    in_dim: int,
+    levels: int,
+    dim: int,
+    classes: int,
+    norm: Norm = "batch",
+    queries: QueryConfig | None = None,
+) -> nn.Module:
+    """A head by name: one of `HEADS`, which normalise by `norm`, or "mask2former", whose sizes `queries` gives.
 
     Raises:
-        ConfigError: If there is no such head.
+        ConfigError: If there is no such head, or it can't have this width.
+        RuntimeMissingError: If packages that it needs are not installed.
     """
     if name == "linear":
         return LinearHead(in_dim=in_dim, classes=classes, norm=norm)
@@ -40,11 +54,8 @@ def make_head(name: str, *, in_dim: int, levels: int, dim: int, classes: int, no
     if name == "upernet":
         return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "mask2former":
-        raise ConfigError(
-            "The head 'mask2former' is not built: it would need transformers, and its way to ONNX is not proved.",
-            hint=f"Use one of {', '.join(HEADS)}.",
-        )
-    raise ConfigError(f"There is no head {name!r}.", hint=f"Use one of {', '.join(HEADS)}.")
+        return Mask2FormerHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, sizes=queries)
+    raise ConfigError(f"There is no head {name!r}.", hint=f"Use one of {', '.join(HEADS)}, mask2former.")
 
 
 class LinearHead(nn.Module):

@@ -19,6 +19,7 @@ from cegate_geo.peft import Gate, GateConfig, build_gate
 from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
+from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.run import Run, new_run
 from cegate_geo.train.scenes import LabelledScene, open_scenes
@@ -184,13 +185,19 @@ def _unfuse_attention(vit: torch.nn.Module) -> None:
 
 
 def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW: modules (and the backbone of "full") at `lr`, the head at `head_lr`; no decay on vectors and scalars."""
+    """AdamW: modules (and the backbone of "full") at `lr`, the head at `head_lr`.
+
+    No decay on vectors, scalars, and embeddings of the head.
+    """
     head = {id(p) for p in run.segmenter.head.parameters()}
+    module = run.segmenter.head
+    plain = {id(p) for p in module.embeddings()} if isinstance(module, Mask2FormerHead) else set()
     head_lr = settings.head_lr if settings.head_lr is not None else settings.lr
     groups = []
     for is_head in (False, True):
         for decays in (False, True):
-            chosen = [p for p in run.trained_parameters() if (id(p) in head) == is_head and (p.ndim > 1) == decays]
+            part = [p for p in run.trained_parameters() if (id(p) in head) == is_head]
+            chosen = [p for p in part if (p.ndim > 1 and id(p) not in plain) == decays]
             lr, decay = (head_lr if is_head else settings.lr), (settings.weight_decay if decays else 0.0)
             if chosen:
                 groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})

@@ -103,6 +103,7 @@ def new_run(folder: Path, config: AdaptConfig) -> Run:
         head_dim=config.model.head_dim,
         classes=len(config.legend),
         norm=config.model.norm,
+        queries=config.model.mask2former,
     )
     return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox)
 

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cegate_geo.train.backbone import BackboneSpec, patch_size
+from cegate_geo.train.config import QueryConfig
 from cegate_geo.train.heads import make_head
+from cegate_geo.train.mask2former import Mask2FormerHead, QueryPredictions
 from cegate_geo.train.norms import Norm
 
 
@@ -25,6 +27,7 @@ class Segmenter(nn.Module):
         head_dim: Width of the head.
         classes: Number of classes K.
         norm: What the head normalises by.
+        queries: Sizes of the head "mask2former".
     """
 
     mean: torch.Tensor
@@ -39,13 +42,22 @@ class Segmenter(nn.Module):
         head_dim: int,
         classes: int,
         norm: Norm = "batch",
+        queries: QueryConfig | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.patch = patch_size(backbone)
         self.indices = feature_indices(len(cast(Sequence[nn.Module], backbone.blocks)))
         dim = cast(int, backbone.embed_dim)
-        self.head = make_head(head, in_dim=dim, levels=len(self.indices), dim=head_dim, classes=classes, norm=norm)
+        self.head = make_head(
+            head,
+            in_dim=dim,
+            levels=len(self.indices),
+            dim=head_dim,
+            classes=classes,
+            norm=norm,
+            queries=queries,
+        )
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
@@ -56,10 +68,7 @@ class Segmenter(nn.Module):
 
     def branches(self, images: torch.Tensor) -> list[torch.Tensor]:
         """(N, 3, H, W) in 0-1 units → logits (N, K, H, W) of each branch of the head; most heads have one."""
-        normalised = (images - self.mean) / self.std
-        features = self.backbone.forward_intermediates(  # type: ignore[operator]
-            normalised, indices=self.indices, intermediates_only=True, norm=False
-        )
+        normalised, features = self._features(images)
         found = self.head(features, normalised)
         maps = found if isinstance(found, tuple) else (found,)
         size = images.shape[-2:]
@@ -67,6 +76,20 @@ class Segmenter(nn.Module):
             m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="bilinear", align_corners=False)
             for m in maps
         ]
+
+    def learn_from(self, images: torch.Tensor) -> list[torch.Tensor] | QueryPredictions:
+        """(N, 3, H, W) in 0-1 units → what the loss is computed from: `branches`, or what the queries of a head say."""
+        if isinstance(self.head, Mask2FormerHead):
+            return self.head.predictions(self._features(images)[1])
+        return self.branches(images)
+
+    def _features(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Normalised images, and token maps (N, D, h, w) of the levels."""
+        normalised = (images - self.mean) / self.std
+        features = self.backbone.forward_intermediates(  # type: ignore[operator]
+            normalised, indices=self.indices, intermediates_only=True, norm=False
+        )
+        return normalised, features
 
     def fix_size(self, side: int) -> None:
         """Bind the model to square images of one size, for export.

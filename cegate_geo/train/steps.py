@@ -18,7 +18,12 @@ from cegate_geo.domain.legend import IGNORE_INDEX
 from cegate_geo.errors import CegateError
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.job import DATA_STREAM, SCORE_STREAM, Job
+from cegate_geo.train.mask2former import Mask2FormerHead, QueryPredictions
+from cegate_geo.train.query_loss import Amounts, query_loss
 from cegate_geo.train.validation import autocast
+
+POINTS = 1
+"""Marks the random numbers of a chip that draw the points of a loss, beside those that draw the chip."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 """Images (N, 3, H, W) float32 in 0-1 units, labels (N, H, W) int64."""
@@ -50,10 +55,37 @@ def segmentation_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Ten
     return found.sum(dim=1) / (labels != IGNORE_INDEX).flatten(1).sum(dim=1).clamp(min=1)
 
 
-def training_loss(branches: Sequence[torch.Tensor], labels: torch.Tensor, *, pixels: int | None = None) -> torch.Tensor:
-    """Mean of the losses of all branches of a head; see `segmentation_loss`."""
-    losses = [segmentation_loss(logits, labels, pixels=pixels) for logits in branches]
-    return torch.stack(losses).mean()
+def training_loss(
+    found: Sequence[torch.Tensor] | QueryPredictions,
+    labels: torch.Tensor,
+    *,
+    amounts: Amounts | None = None,
+    seeds: Sequence[int] = (),
+) -> torch.Tensor:
+    """What a head learns from.
+
+    Args:
+        found: As `Segmenter.learn_from` gives it.
+        labels: (N, H, W) channel indices; 255 is left out.
+        amounts: Those of the whole batch, where this is a part of one; those of `labels` if None.
+        seeds: One for each chip, for losses that draw points.
+
+    Returns:
+        The mean of the losses of all branches, see `segmentation_loss`; or that of queries, see `query_loss`.
+    """
+    if isinstance(found, QueryPredictions):
+        return query_loss(found, labels, amounts=amounts, seeds=seeds)
+    pixels = None if amounts is None else int(amounts.pixels)
+    return torch.stack([segmentation_loss(logits, labels, pixels=pixels) for logits in found]).mean()
+
+
+def losses_of_chips(
+    found: Sequence[torch.Tensor] | QueryPredictions, labels: torch.Tensor, *, seeds: Sequence[int] = ()
+) -> torch.Tensor:
+    """As `training_loss`, of each chip alone: (N,). With queries there may be one chip: theirs is the loss of a batch."""
+    if isinstance(found, QueryPredictions):
+        return query_loss(found, labels, seeds=seeds).reshape(len(labels))
+    return torch.stack([segmentation_losses(logits, labels) for logits in found]).mean(dim=0)
 
 
 def read_batch(job: Job, step: int) -> Batch:
@@ -64,17 +96,21 @@ def read_batch(job: Job, step: int) -> Batch:
 
 def choose_modules(job: Job, step: int) -> dict[str, Any]:
     """Let the gate choose, on chips that only depend on the seed and the step; gives what `gate.jsonl` keeps."""
-    settings, count = job.run.config.train, job.run.config.peft.samples
-    images, labels = _draw(job, [settings.seed, SCORE_STREAM, step], count)
+    config, segmenter = job.run.config, job.run.segmenter
+    settings, count = config.train, config.peft.samples
+    stream = [settings.seed, SCORE_STREAM, step]
+    images, labels = _draw(job, stream, count)
+    seeds = _seeds(job, stream, count)
 
-    def losses_of(part: Batch) -> torch.Tensor:
+    def losses_of(part: slice) -> torch.Tensor:
         with autocast(job.device, job.precision):
-            branches = job.run.segmenter.branches(part[0].to(job.device))
-        return torch.stack([segmentation_losses(logits, part[1].to(job.device)) for logits in branches]).mean(dim=0)
+            found = segmenter.learn_from(images[part].to(job.device))
+        return losses_of_chips(found, labels[part].to(job.device), seeds=seeds[part])
 
     # As many chips at a time as a step has in memory. Where it saves memory, one: inputs of all modules are kept.
-    size = 1 if settings.checkpointing else settings.batch_size // settings.accumulate // job.ranks.count
-    samples = ((images[n : n + size], labels[n : n + size]) for n in range(0, len(images), size))
+    is_alone = settings.checkpointing or isinstance(segmenter.head, Mask2FormerHead)
+    size = 1 if is_alone else settings.batch_size // settings.accumulate // job.ranks.count
+    samples = (slice(n, n + size) for n in range(0, len(images), size))
     total = job.ranks.total if job.ranks.count > 1 else None
     return job.gate.rescore(step, samples, losses_of, total=total).to_json()
 
@@ -90,7 +126,7 @@ def take_step(job: Job, step: int, batch: Batch) -> float:
         group["lr"] = group["base_lr"] * factor
     job.run.segmenter.train()
     job.optimizer.zero_grad(set_to_none=True)
-    value = _backward(job, batch)
+    value = _backward(job, step, batch)
     if not math.isfinite(value):
         raise CegateError(
             f"The loss is {value} at step {step}.", hint="Lower train.lr, or set train.precision to fp32."
@@ -113,15 +149,23 @@ def _draw(job: Job, stream: list[int], count: int) -> Batch:
     return job.sampler.batch([np.random.default_rng([*stream, n]) for n in job.ranks.part(count)])
 
 
-def _backward(job: Job, batch: Batch) -> float:
+def _seeds(job: Job, stream: list[int], count: int) -> list[int]:
+    """Seeds of what is drawn at random for this process' part of `count` chips beside the chips themselves."""
+    return [int(np.random.default_rng([*stream, n, POINTS]).integers(2**62)) for n in job.ranks.part(count)]
+
+
+def _backward(job: Job, step: int, batch: Batch) -> float:
     """Gradients of this process' part of the mean loss over a batch, in `accumulate` parts; gives the whole loss."""
-    pixels = int(job.ranks.sums([int((batch[1] != IGNORE_INDEX).sum())])[0])
-    size = len(batch[0]) // job.run.config.train.accumulate
+    settings = job.run.config.train
+    amounts = Amounts(*job.ranks.sums(Amounts.of(batch[1])).tolist())
+    seeds = _seeds(job, [settings.seed, DATA_STREAM, step], settings.batch_size)
+    size = len(batch[0]) // settings.accumulate
     value = 0.0
-    for images, labels in zip(batch[0].split(size), batch[1].split(size), strict=True):
+    for start in range(0, len(batch[0]), size):
+        images, labels = (part[start : start + size].to(job.device) for part in batch)
         with autocast(job.device, job.precision):
-            branches = job.run.segmenter.branches(images.to(job.device))
-        loss = training_loss(branches, labels.to(job.device), pixels=pixels)
+            found = job.run.segmenter.learn_from(images)
+        loss = training_loss(found, labels, amounts=amounts, seeds=seeds[start : start + size])
         loss.backward()
         value += float(loss.detach())
     return float(job.ranks.sums([value])[0])

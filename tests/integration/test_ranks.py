@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ from cegate_geo.train.ranks import Ranks, alone
 
 from .test_adapt import config, lines
 
+HAS_QUERIES = os.environ.get("CI") == "true" or all(find_spec(name) for name in ("transformers", "scipy"))
+needs_queries = pytest.mark.skipif(not HAS_QUERIES, reason="the extra mask2former is not installed")
 TOGETHER = Path(__file__).with_name("train_together.py")
+
+QUERIES = {"head": "mask2former", "head_dim": 32, "mask2former": {"queries": 5, "pixel_layers": 1, "decoder_layers": 2}}
 
 
 def launch(*words: str) -> list[str]:
@@ -60,13 +65,19 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     norm = to_table(config(folder, batch_size=2, weight_decay=0.1))
     norm["peft"] |= {"method": "grad-norm", "samples": 1}  # less samples than processes
     norm["model"] |= {"head": "dpt-unet"}
-    for name, table in (("gate", gate), ("norm", norm)):
+    tables = {"gate": gate, "norm": norm}
+    if HAS_QUERIES:
+        tables["queries"] = to_table(config(folder, batch_size=2, weight_decay=0.1))
+        tables["queries"]["model"] |= QUERIES
+    for name, table in tables.items():
         write_toml(folder / f"{name}.toml", table)
     done = subprocess.run(
         launch(str(TOGETHER), "train", str(folder)), check=False, capture_output=True, text=True, timeout=500
     )
     assert done.returncode == 0, done.stderr[-3000:]
     adapt(build(AdaptConfig, gate), folder / "alone", device="cpu")
+    if HAS_QUERIES:
+        adapt(build(AdaptConfig, tables["queries"]), folder / "queries-alone", device="cpu")
     return folder
 
 
@@ -86,6 +97,16 @@ def test_two_processes_train_what_one_does(together: Path) -> None:
         assert b["miou"] == pytest.approx(a["miou"], abs=0.01)  # type: ignore[index]
 
 
+@needs_queries
+def test_two_processes_draw_the_points_of_one_and_weigh_them_alike(together: Path) -> None:
+    """Where a mask is about as likely as not, the rounding of sums decides what a query attends to: it grows."""
+    losses = [
+        [e["loss"] for e in lines(together / n / "metrics.jsonl") if "loss" in e] for n in ("queries-alone", "queries")
+    ]
+    assert losses[1][:4] == pytest.approx(losses[0][:4], rel=1e-4)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_all_processes_score_their_samples_and_choose_the_same(together: Path) -> None:
     one, two = (lines(together / name / "gate.jsonl") for name in ("alone", "gate"))
     assert [c["active"] for c in one] == [c["active"] for c in two]
@@ -94,7 +115,7 @@ def test_all_processes_score_their_samples_and_choose_the_same(together: Path) -
     assert two[0]["raw"] == pytest.approx(one[0]["raw"], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gate", "norm"])
+@pytest.mark.parametrize("name", ["gate", "norm", pytest.param("queries", marks=needs_queries)])
 def test_two_processes_resume_to_the_bit(together: Path, name: str) -> None:
     """Also a head with batch normalisation, whose statistics are averaged, and a process without samples to score."""
     whole, parts = (load_file(together / n / "adapter.safetensors") for n in (name, f"{name}-resumed"))

@@ -67,8 +67,8 @@ def test_a_corner_sees_the_other_one_through_the_bins() -> None:
     assert maps[-1].grad[0, :, -1, -1].abs().max() > 0
 
 
-def test_mask2former_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"mask2former.*is not built"):
-        make_head("mask2former", in_dim=12, levels=4, dim=16, classes=3)
+def test_widths_and_names_that_can_not_be_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"no head 'upper'"):
+        make_head("upper", in_dim=12, levels=4, dim=16, classes=3)
     with pytest.raises(ConfigError, match="multiple of 8"):
         make_head("upernet", in_dim=12, levels=4, dim=20, classes=3)
