@@ -82,7 +82,7 @@ def training_loss(
 def losses_of_chips(
     found: Sequence[torch.Tensor] | QueryPredictions, labels: torch.Tensor, *, seeds: Sequence[int] = ()
 ) -> torch.Tensor:
-    """As `training_loss`, of each chip alone: (N,). With queries there may be one chip: theirs is the loss of a batch."""
+    """As `training_loss`, of each chip alone: (N,). With queries there may be but one chip."""
     if isinstance(found, QueryPredictions):
         return query_loss(found, labels, seeds=seeds).reshape(len(labels))
     return torch.stack([segmentation_losses(logits, labels) for logits in found]).mean(dim=0)
