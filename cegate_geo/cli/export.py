@@ -54,6 +54,7 @@ def _keep(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option("--stac", is_flag=True, help="Write a STAC item (MLM extension) beside it: MODEL.stac.json.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@click.option("--emd", is_flag=True, help="Write an Esri model definition (ArcGIS) beside it: MODEL.emd.")
 def command(
     run: Path,
     output: Path,
@@ -63,6 +64,7 @@ def command(
     keep: Keep | None,
     stac: bool,
     as_json: bool,
+    emd: bool,
 ) -> None:
     """Prune the model of RUN, merge LoRA into the base weights, and write one ONNX file with its manifest.
 
@@ -77,6 +79,10 @@ def command(
         write_item(report.path)
     click.echo(json.dumps(report.to_json()) if as_json else describe(report))
 
+    if emd:
+        from cegate_geo.train.emd import write_definition
+
+        write_definition(report.path)
 
 def describe(report: ExportReport) -> str:
     """The report for a terminal."""
