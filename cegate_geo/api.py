@@ -31,8 +31,9 @@ from cegate_geo.infer.pipeline import predict_scene
 from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.progress import Monitor, Progress
 from cegate_geo.infer.providers import ProviderName
-from cegate_geo.infer.selftest import CheckReport, check_scene
+from cegate_geo.infer.selftest import check_scene
 from cegate_geo.infer.tta import TtaMode
+from cegate_geo.infer.verdicts import CheckReport
 
 __all__ = [
     "CheckReport",

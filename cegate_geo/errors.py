@@ -140,6 +140,12 @@ class ProviderWarning(CegateWarning):
     code = "provider"
 
 
+class PartialWeightsWarning(CegateWarning):
+    """A weights file holds more than what is used of it."""
+
+    code = "weights"
+
+
 class CollapseWarning(CegateWarning):
     """Training looks collapsed: one class only, or a loss that is no number."""
 

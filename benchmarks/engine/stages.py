@@ -26,7 +26,7 @@ from cegate_geo.infer import assemble, feed, finish, heap, pipeline, predictor, 
 IMPORTED = time.process_time() - STARTED
 STAGES: tuple[tuple[Any, str, str], ...] = (
     (pipeline, "load_models", "load the model"),
-    (reader.StripReader, "read", "read strips"),
+    (feed.StripReader, "read", "read strips"),
     (reader.Scene, "read", "  of it GDAL and what is valid"),
     (feed.Feed, "_put", "cut and scale tiles"),
     (predictor.Predictor, "run", "session, calling thread"),

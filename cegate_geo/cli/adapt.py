@@ -109,7 +109,7 @@ def _export(run: Path, result: AdaptResult, stream: EventStream | None) -> None:
     from cegate_geo.train.report import write_report
 
     report = export_run(run, run / "model.onnx")
-    write_report(run)
+    write_report(run, report.to_json())
     if stream is not None:
         stream.send("result", command="adapt", **_to_json(result, report.path))
         return

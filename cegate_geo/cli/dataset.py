@@ -17,10 +17,11 @@ def command(name: str | None, root: Path | None, *, output: Path | None, gsd_m: 
     """Write the part of an `adapt` configuration that reads the dataset NAME, unpacked into the folder ROOT.
 
     Nothing is copied: classes, colours, patterns and what its labels mean go into [classes], [[source]] and
-    [[validation]]. Add [model] and [train]. Without NAME, the known datasets are listed.
+    [[validation]]. Add [model] and [train]. What its authors measure on follows as comments, for a suite of benchmark.
+    Without NAME, the known datasets are listed.
     """
     from cegate_geo.errors import InputError, OutputExistsError
-    from cegate_geo.train.datasets import DATASETS, write_configuration
+    from cegate_geo.train.datasets import DATASETS
 
     if name is None:
         for known, dataset in DATASETS.items():
@@ -28,6 +29,8 @@ def command(name: str | None, root: Path | None, *, output: Path | None, gsd_m: 
         return
     if root is None:
         raise click.UsageError("Give the folder ROOT that the dataset was unpacked into.")
+    from cegate_geo.train.dataset_tables import write_configuration
+
     text = write_configuration(name, root, gsd_m=gsd_m)
     if output is None:
         click.echo(text, nl=False)

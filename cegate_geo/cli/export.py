@@ -38,11 +38,12 @@ def _keep(context: click.Context, option: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "int8"]),
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp32",
     show_default=True,
-    help="fp16 halves the file and computes in single precision all the same; int8 computes large products in 8 bits, "
-    "calibrated on the run's source, and is written only if it loses at most one point of mean IoU.",
+    help="fp16 and bf16 halve the file and compute in single precision all the same; they are written only if at most "
+    "one pixel of 100 gets another class. int8 computes large products in 8 bits, calibrated on the run's source; it "
+    "is written only if it loses at most one point of mean IoU.",
 )
 @click.option(
     "--keep",
@@ -53,6 +54,7 @@ def _keep(context: click.Context, option: click.Parameter, value: str | None) ->
     "[default: what the trained model computes]",
 )
 @click.option("--stac", is_flag=True, help="Write a STAC item (MLM extension) beside it: MODEL.stac.json.")
+@click.option("--emd", is_flag=True, help="Write an Esri model definition (ArcGIS) beside it: MODEL.emd.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 def command(
     run: Path,
@@ -62,11 +64,13 @@ def command(
     precision: Precision,
     keep: Keep | None,
     stac: bool,
+    emd: bool,
     as_json: bool,
 ) -> None:
     """Prune the model of RUN, merge LoRA into the base weights, and write one ONNX file with its manifest.
 
-    The file is written only if onnxruntime computes from it what torch computes.
+    The file is written only if onnxruntime computes from it what torch computes. What it, its STAC item or its Esri
+    definition was before is replaced.
     """
     from cegate_geo.train.export import export_run
 
@@ -75,6 +79,10 @@ def command(
         from cegate_geo.train.stac import write_item
 
         write_item(report.path)
+    if emd:
+        from cegate_geo.train.emd import write_definition
+
+        write_definition(report.path)
     click.echo(json.dumps(report.to_json()) if as_json else describe(report))
 
 
@@ -87,7 +95,7 @@ def describe(report: ExportReport) -> str:
         ("parity", _figures(report.parity) + " (eager beside onnxruntime)"),
     ]
     if report.rounding is not None:
-        of = "graph in single precision beside 8 bits" if report.precision == "int8" else "weights to half precision"
+        of = "graph in single precision beside 8 bits" if report.precision == "int8" else "weights to 16 bits"
         rows.append(("rounding", f"{_figures(report.rounding)} ({of})"))
     if report.miou:
         shown = ", ".join(f"{name} {value:.4f}" for name, value in report.miou.items())

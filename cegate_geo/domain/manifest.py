@@ -107,6 +107,11 @@ class Manifest:
             if wrong:
                 raise ModelError(f"The manifest of {self.name!r} is not usable: {message}.", hint="Export it again.")
 
+    @property
+    def is_portable(self) -> bool:
+        """Whether the graph takes values in 0-1 units as they are, and gives probabilities: as our own exports do."""
+        return self.scaling == "unit" and self.output == "probabilities" and not (self.mean or self.std or self.clip)
+
     def to_json(self) -> str:
         """The manifest as one JSON object. Law: `from_json(m.to_json()) == m`."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -14,8 +14,8 @@ from cegate_geo.errors import CegateWarning, InputError
 from cegate_geo.infer.assemble import RESTORED_ROWS
 from cegate_geo.infer.heap import BASE_BYTES
 from cegate_geo.infer.job import DEFAULT_MEMORY_MB
-from cegate_geo.infer.reader import MAX_BLOCK_ROWS
 from cegate_geo.infer.rescaled import CHUNK_ROWS
+from cegate_geo.infer.strip_reader import MAX_BLOCK_ROWS
 from cegate_geo.infer.tiles import TilePlan
 from cegate_geo.infer.view import View
 from cegate_geo.infer.writer import (

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from cegate_geo.domain.contract import Margin
 from cegate_geo.domain.windows import Window
 from cegate_geo.infer.normalisation import Normalisation
-from cegate_geo.infer.reader import Strip, StripReader
+from cegate_geo.infer.reader import Strip
 from cegate_geo.infer.rescaled import RescaledScene, WantedRows
+from cegate_geo.infer.strip_reader import StripReader
 from cegate_geo.infer.tiles import Tile, TilePlan
 from cegate_geo.infer.validity import BoolArray, fill_invalid
 from cegate_geo.infer.view import Shard, View

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cegate_geo.domain.windows import Window
-from cegate_geo.infer.reader import AnyScene, Area, Strip, StripReader
+from cegate_geo.infer.reader import AnyScene, Area, Strip
 from cegate_geo.infer.resample import IntArray, Resampling
+from cegate_geo.infer.strip_reader import StripReader
 from cegate_geo.infer.validity import BoolArray
 
 CHUNK_ROWS = 512

@@ -5,20 +5,16 @@ Each test gives a verdict and never raises for what it finds; what can't be open
 
 from __future__ import annotations
 
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 
-from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import (
     BandWarning,
@@ -28,9 +24,7 @@ from cegate_geo.errors import (
     InputError,
     RasterError,
 )
-from cegate_geo.infer.feed import Feed, InputForm
 from cegate_geo.infer.gdal import gdal_settings
-from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.mosaic import open_scene
@@ -38,88 +32,21 @@ from cegate_geo.infer.parity import MAX_DIFFERENCE, Parity
 from cegate_geo.infer.predictor import Predictor, file_sha256
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import AnyScene, Strip
-from cegate_geo.infer.rescaled import RescaledScene
+from cegate_geo.infer.sample_tiles import NeighbouringTiles
 from cegate_geo.infer.seams import measure_seams
 from cegate_geo.infer.settle import Run, session_options, settle
-from cegate_geo.infer.stitch import winners
-from cegate_geo.infer.tiles import Tile, TilePlan
-from cegate_geo.infer.view import Shard, View
-from cegate_geo.infer.writer import RasterWriter, class_raster, make_cog
-
-State = Literal["ok", "warning", "fail", "skipped"]
+from cegate_geo.infer.tiles import TilePlan
+from cegate_geo.infer.verdicts import CheckReport, State, Verdict
+from cegate_geo.infer.written_part import write_and_read
 
 SEAM_LIMIT = 0.02
 """Largest step that joining tiles may add to a probability: five grey levels of the uint8 that is written."""
 HALF_LEVEL = 0.5 / 255
 """Differences below it can't be seen in what is written."""
-TILE_ROWS, TILE_COLS = 2, 3
-"""Tiles that are run, at most: enough for edges in both directions."""
-NEAR, SPREAD = 16, 48
-"""Tiles that are looked at for data: so many around the middle, then so many all over the scene."""
 SAMPLES, SAMPLE_SIDE = 12, 32
 """Squares of so many pixels, on a lattice of so many rows and columns, are read to find holes without a flag."""
 HOLE_SHARE = 0.01
 """Of the samples: fewer plain ones may be a roof or a lake."""
-SHIFT_LIMIT_PX = 1e-3
-"""By how much a corner of the output may lie beside that of the scene."""
-WRITTEN_SIDE = 256
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """What one test found."""
-
-    name: str
-    state: State
-    message: str
-    number: float | None = None
-    """What was measured; None where nothing is."""
-    limit: float | None = None
-    """What it may be at most."""
-    hint: str = ""
-    """What to do, where it is not ok."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckReport:
-    """All verdicts, and what they were found on."""
-
-    scene: str
-    model: str
-    model_sha256: str
-    provider: str
-    tile_shape: tuple[int, int] | None
-    """(height, width); None where no tile was run."""
-    seconds_per_tile: float | None
-    verdicts: tuple[Verdict, ...]
-
-    @property
-    def is_good(self) -> bool:
-        """Whether nothing failed."""
-        return all(verdict.state != "fail" for verdict in self.verdicts)
-
-    def to_json(self) -> dict[str, Any]:
-        """The object of `check --json`."""
-        import onnxruntime
-
-        return {
-            "ok": self.is_good,
-            "scene": self.scene,
-            "model": self.model,
-            "model_sha256": self.model_sha256,
-            "provider": self.provider,
-            "tile_shape": None if self.tile_shape is None else list(self.tile_shape),
-            "seconds_per_tile": self.seconds_per_tile,
-            "versions": {
-                "cegate-geo": __version__,
-                "onnxruntime": onnxruntime.__version__,
-                "gdal": str(rasterio.__gdal_version__),
-            },
-            "verdicts": [
-                {name: getattr(v, name) for name in ("name", "state", "number", "limit", "message", "hint")}
-                for v in self.verdicts
-            ],
-        }
 
 
 def check_scene(path: str, *, model: Path, options: PredictOptions, monitor: Monitor | None = None) -> CheckReport:
@@ -147,7 +74,7 @@ def _open(path: str, predictor: Predictor, options: PredictOptions) -> AnyScene:
 
 def _run_tests(run: Run, predictor: Predictor, verdicts: list[Verdict], monitor: Monitor) -> CheckReport:
     """All that takes tiles."""
-    sample = _Sample.take(run)
+    sample = NeighbouringTiles.take(run)
     nodata = _nodata(run.scene)
     if sample is None:
         empty = Verdict(
@@ -172,7 +99,7 @@ def _run_tests(run: Run, predictor: Predictor, verdicts: list[Verdict], monitor:
     seconds = (time.monotonic() - started) / len(outputs)
     verdicts += monitor.wait(lambda: _determinism(predictor, sample, outputs))
     verdicts.append(_seams(run.plan, sample, outputs))
-    verdicts.append(_georeference(run, predictor, next(iter(outputs.values()))))
+    verdicts.append(write_and_read(run, predictor, next(iter(outputs.values()))))
     report = _report(run.scene.path, predictor, (*verdicts, nodata))
     return replace(report, tile_shape=run.plan.tile_shape, seconds_per_tile=round(seconds, 4))
 
@@ -246,84 +173,6 @@ def _said(heard: list[warnings.WarningMessage]) -> list[Verdict]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """A few neighbouring tiles that hold data."""
-
-    inputs: Mapping[tuple[int, int], npt.NDArray[np.generic]]
-    """(tile row, tile column) → (1, C, H, W); those without data are left out."""
-    strip: Strip
-    """The scene around them, on the grid of the tiles."""
-
-    @classmethod
-    def take(cls, run: Run) -> _Sample | None:
-        """The tiles around the first one that holds data; None where none is found."""
-        view, plan, form = replace(run.view, restores=False, asked=None), run.plan, run.form
-        first = next((t for t in _candidates(plan) if _input(view, plan, form, t) is not None), None)
-        if first is None:
-            return None
-        rows, cols = (
-            _around(n, len(axis), most)
-            for n, axis, most in ((first.row, plan.rows, TILE_ROWS), (first.col, plan.cols, TILE_COLS))
-        )
-        found = {(r, c): _input(view, plan, form, plan.tile(r, c)) for r in rows for c in cols}
-        inputs = {key: values for key, values in found.items() if values is not None}
-        inputs = {(first.row, first.col): inputs.pop((first.row, first.col)), **inputs}
-        return cls(inputs, _strip(view, plan, rows, cols))
-
-
-def _candidates(plan: TilePlan) -> Iterator[Tile]:
-    """Tiles around the middle, then some from all over."""
-    rows, cols = len(plan.rows), len(plan.cols)
-    middle = (rows // 2, cols // 2)
-    around = sorted(
-        ((r, c) for r in range(rows) for c in range(cols) if max(abs(r - middle[0]), abs(c - middle[1])) <= NEAR // 8),
-        key=lambda at: abs(at[0] - middle[0]) + abs(at[1] - middle[1]),
-    )
-    step = max(1, rows * cols // SPREAD)
-    spread = [divmod(n, cols) for n in range(step // 2, rows * cols, step)]
-    seen: set[tuple[int, int]] = set()
-    for at in (*around[:NEAR], *spread):
-        if at not in seen:
-            seen.add(at)
-            yield plan.tile(*at)
-
-
-def _around(number: int, count: int, most: int) -> range:
-    """At most so many neighbours, with `number` among them."""
-    start = max(0, min(number - (most - 1) // 2, count - most))
-    return range(start, min(count, start + most))
-
-
-def _input(view: View, plan: TilePlan, form: InputForm, tile: Tile) -> npt.NDArray[np.generic] | None:
-    """Input (1, C, H, W) of a tile; None where it holds no data."""
-    core = tile.core
-    middle = Window(col_off=core.col_off + core.width // 2, row_off=core.row_off + core.height // 2, width=1, height=1)
-    single = replace(form, batch_size=1)
-    for batch in Feed(view, plan, Shard(target=middle, region=middle), form=single):
-        if batch.tiles and any(isinstance(s, Tile) and (s.row, s.col) == (tile.row, tile.col) for s in batch.steps):
-            return batch.inputs[:1]
-    return None
-
-
-def _strip(view: View, plan: TilePlan, rows: range, cols: range) -> Strip:
-    """The raster under some tiles."""
-    first, last = plan.tile(rows[0], cols[0]).window, plan.tile(rows[-1], cols[-1]).window
-    whole = Window.of_shape(plan.shape)
-    frame = whole.intersection(
-        Window(
-            col_off=first.col_off,
-            row_off=first.row_off,
-            width=last.col_end - first.col_off,
-            height=last.row_end - first.row_off,
-        )
-    )
-    frame = frame or whole
-    if view.resampling is None:
-        return view.scene.read(frame)
-    return RescaledScene(view.scene, view.resampling, (frame.col_off, frame.col_end)).read(frame)
-
-
 def _parity(predictor: Predictor, oracle: Predictor, inputs: npt.NDArray[np.generic]) -> Verdict:
     """Against the CPU in float32."""
     if predictor.session is oracle.session:
@@ -341,7 +190,7 @@ def _parity(predictor: Predictor, oracle: Predictor, inputs: npt.NDArray[np.gene
 
 
 def _determinism(
-    predictor: Predictor, sample: _Sample, outputs: Mapping[tuple[int, int], npt.NDArray[np.float32]]
+    predictor: Predictor, sample: NeighbouringTiles, outputs: Mapping[tuple[int, int], npt.NDArray[np.float32]]
 ) -> list[Verdict]:
     """The same tile again, and once more beside another."""
     keys = list(sample.inputs)
@@ -368,7 +217,9 @@ def _same(name: str, found: npt.NDArray[np.float32], expected: npt.NDArray[np.fl
     return Verdict(name=name, state=state, message=message, hint=hint, number=difference, limit=HALF_LEVEL)
 
 
-def _seams(plan: TilePlan, sample: _Sample, outputs: Mapping[tuple[int, int], npt.NDArray[np.float32]]) -> Verdict:
+def _seams(
+    plan: TilePlan, sample: NeighbouringTiles, outputs: Mapping[tuple[int, int], npt.NDArray[np.float32]]
+) -> Verdict:
     """What joining tiles adds to the steps between pixels."""
     if len(outputs) < 2:
         message = "one tile: no edges" if len(plan) == 1 else "no two neighbouring tiles hold data"
@@ -381,82 +232,6 @@ def _seams(plan: TilePlan, sample: _Sample, outputs: Mapping[tuple[int, int], np
     state: State = "ok" if found.largest <= SEAM_LIMIT else "warning" if found.largest <= found.usual else "fail"
     hint = "" if state == "ok" else "Use a larger --halo; with --stitch crop, use blend."
     return Verdict(name="seams", state=state, message=message, number=found.largest, limit=SEAM_LIMIT, hint=hint)
-
-
-def _georeference(run: Run, predictor: Predictor, probabilities: npt.NDArray[np.float32]) -> Verdict:
-    """Write a part of the output, read it back, and compare where it lies and what it holds."""
-    whole, legend = run.view.georeference, predictor.manifest.legend
-    shape = tuple(min(WRITTEN_SIDE, *sides) for sides in zip(whole.shape, probabilities.shape[1:], strict=True))
-    row, col = ((length - part) // 2 for length, part in zip(whole.shape, shape, strict=True))
-    window = Window(col_off=col, row_off=row, width=shape[1], height=shape[0])
-    kind = class_raster(legend)
-    ids = np.array(legend.ids, kind.dtype)[winners(probabilities[:, : shape[0], : shape[1]])[0]]
-    wanted = cut_georeference(whole, window)
-    with tempfile.TemporaryDirectory(prefix="cegate-check-") as folder:
-        scratch, cog = Path(folder) / "classes.tif", Path(folder) / "classes.cog.tif"
-        with RasterWriter(scratch, wanted, kind, tags={}) as writer:
-            writer.write(Window.of_shape(window.shape), ids)
-        make_cog(scratch, cog, kind)
-        with rasterio.open(cog) as dataset:
-            found, written = Georeference.read(dataset), dataset.read(1)
-    shift = _shift_px(wanted, found)
-
-    def verdict(state: State, message: str, hint: str = "") -> Verdict:
-        return Verdict(name="georeference", state=state, message=message, hint=hint, number=shift, limit=SHIFT_LIMIT_PX)
-
-    if not np.array_equal(written, ids):
-        return verdict("fail", "The classes that are read are not those written.", "Report it with GDAL's version.")
-    same_crs = (not wanted.crs and not found.crs) or wanted.crs == found.crs
-    if not same_crs or wanted.kind != found.kind or not shift <= SHIFT_LIMIT_PX:
-        message = f"written as {wanted.kind} in {wanted.crs}, read as {found.kind} in {found.crs}, {shift:.3g} px off"
-        return verdict("fail", message, "Report it with the scene's gdalinfo.")
-    kinds = {"transform": "grid and CRS", "gcps": "control points", "rpcs": "RPCs", "none": "the lack of a place"}
-    message = f"{kinds[wanted.kind]} kept; {window.width} x {window.height} px written and read"
-    if not wanted.crs and wanted.kind != "rpcs":
-        return verdict("warning", message, "The scene has no CRS, so the mask will have none: gdal_edit.py -a_srs.")
-    return verdict("ok", message)
-
-
-def cut_georeference(whole: Georeference, window: Window) -> Georeference:
-    """Where a window of a raster lies."""
-    from affine import Affine
-    from rasterio.control import GroundControlPoint
-
-    down, right = window.row_off, window.col_off
-    points = tuple(
-        GroundControlPoint(row=p.row - down, col=p.col - right, x=p.x, y=p.y, z=p.z, id=p.id, info=p.info)
-        for p in whole.gcps
-    )
-    is_placed = whole.kind == "transform"
-    return replace(
-        whole,
-        transform=whole.transform @ Affine.translation(right, down) if is_placed else whole.transform,
-        shape=window.shape,
-        gcps=points,
-        rpcs=None if whole.rpcs is None else _moved_rpcs(whole.rpcs, down, right),
-    )
-
-
-def _moved_rpcs(rpcs: Any, down: int, right: int) -> Any:
-    import copy
-
-    moved = copy.copy(rpcs)
-    moved.line_off, moved.samp_off = rpcs.line_off - down, rpcs.samp_off - right
-    return moved
-
-
-def _shift_px(wanted: Georeference, found: Georeference) -> float:
-    """Pixels between the corners, or the control points, of two georeferences."""
-    if wanted.shape != found.shape or len(wanted.gcps) != len(found.gcps):
-        return float("inf")
-    if wanted.gcps:
-        pairs = zip(wanted.gcps, found.gcps, strict=True)
-        return float(max(max(abs(a.row - b.row), abs(a.col - b.col)) for a, b in pairs))
-    height, width = wanted.shape
-    back = ~found.transform
-    corners = ((0, 0), (width, 0), (0, height), (width, height))
-    moved = [back @ (wanted.transform @ corner) for corner in corners]
-    return float(max(abs(a - b) for p, q in zip(moved, corners, strict=True) for a, b in zip(p, q, strict=True)))
 
 
 def _nodata(scene: AnyScene) -> Verdict:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,8 @@ from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import load_state_dict
 from torch import nn
 
-from cegate_geo.errors import ModelError
+from cegate_geo.errors import ModelError, PartialWeightsWarning
+from cegate_geo.train import crossearth
 from cegate_geo.train.run_files import write_tensors
 
 METADATA_KEY = "cegate_geo_backbone"
@@ -42,13 +44,17 @@ class BackboneSpec:
     """Whether a saved file holds the position embeddings, or they are sines and cosines that are made again."""
 
 
-def load_backbone(architecture: str, weights: str | Path = "", *, image_size: int) -> tuple[nn.Module, BackboneSpec]:
+def load_backbone(
+    architecture: str, weights: str | Path = "", *, image_size: int, takes_rein: bool = False
+) -> tuple[nn.Module, BackboneSpec]:
     """A ViT without a classifier, and how it was built.
 
     Args:
         architecture: timm name; ignored where `weights` is a file that `save_backbone` wrote.
         weights: Local `.safetensors`, `.pth` or `.bin` (`weights_only`); empty for the hub; "random" for none.
         image_size: Side of the training crops in pixels; position embeddings are resampled to it.
+        takes_rein: Whether the caller places the Rein modules that a checkpoint of CrossEarth holds beside the ViT
+            (`crossearth.rein_weights` of `read_weights`); else such a file is refused.
 
     Raises:
         ModelError: If the name is unknown, the file is missing or does not fit, or the hub can't be reached.
@@ -59,13 +65,14 @@ def load_backbone(architecture: str, weights: str | Path = "", *, image_size: in
     spec = read_spec(path) if path is not None else None
     if spec is not None and path is not None:
         return _load_own(spec, path, image_size)
-    return _load_published(architecture, path, image_size, pretrained=str(weights) != "random")
+    is_random = str(weights) == "random"
+    return _load_published(architecture, path, image_size, pretrained=not is_random, takes_rein=takes_rein)
 
 
 def _load_own(spec: BackboneSpec, path: Path, image_size: int) -> tuple[nn.Module, BackboneSpec]:
     kwargs = {**spec.kwargs, "img_size": image_size}
     made = {"pos_embed": _made_positions(spec)} if spec.positions == "sincos" else {}
-    model = _create(spec.architecture, path, made=made, **kwargs)
+    model = _create(spec.architecture, path, read_weights(path) | made, **kwargs)
     return model, dataclasses.replace(spec, kwargs=kwargs)
 
 
@@ -84,14 +91,15 @@ def sincos_positions(grid: tuple[int, int], dim: int) -> torch.Tensor:
 
 
 def _load_published(
-    architecture: str, path: Path | None, image_size: int, *, pretrained: bool
+    architecture: str, path: Path | None, image_size: int, *, pretrained: bool, takes_rein: bool
 ) -> tuple[nn.Module, BackboneSpec]:
     kwargs: dict[str, Any] = {"dynamic_img_size": True}
     if "dinov3" not in architecture:  # RoPE takes any size; others resample position embeddings, DINOv2 also 14 to 16
         kwargs["img_size"] = image_size
         if "patch14" in architecture:
             kwargs["patch_size"] = 16
-    model = _create(architecture, path, pretrained=pretrained, **kwargs)
+    table = None if path is None else _vit_weights(path, takes_rein=takes_rein)
+    model = _create(architecture, path, table, pretrained=pretrained, **kwargs)
     config = resolve_model_data_config(model)
     return model, BackboneSpec(
         architecture=architecture, kwargs=kwargs, mean=tuple(config["mean"]), std=tuple(config["std"])
@@ -101,15 +109,15 @@ def _load_published(
 def _create(
     architecture: str,
     path: Path | None,
+    table: Mapping[str, torch.Tensor] | None,
     *,
-    made: Mapping[str, torch.Tensor] | None = None,
     pretrained: bool = True,
     **kwargs: Any,
 ) -> nn.Module:
-    """Build a ViT; weights come from `path` and `made`, else from the hub, and have to fit to the last tensor."""
-    if path is not None:
+    """Build a ViT; weights are those of `table`, read from `path`, else of the hub, and fit to the last tensor."""
+    if table is not None:
         # Said to hold no classifier, timm loads strictly; else it would leave what a file lacks at random.
-        kwargs["pretrained_cfg_overlay"] = {"state_dict": {**_read_weights(path), **(made or {})}, "num_classes": 0}
+        kwargs["pretrained_cfg_overlay"] = {"state_dict": dict(table), "num_classes": 0}
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # timm prints when it drops DINOv3's zero biases
             model: nn.Module = timm.create_model(architecture, pretrained=pretrained, num_classes=0, **kwargs)
@@ -129,10 +137,32 @@ def _create(
     return model
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a weights file by name, without those of a classifier."""
+def _vit_weights(path: Path, *, takes_rein: bool) -> dict[str, torch.Tensor]:
+    """Tensors of the ViT in a weights file."""
+    table = read_weights(path)
+    if not crossearth.is_checkpoint(table):
+        return table
+    if not takes_rein:
+        raise ModelError(
+            f"{path} holds the Rein modules of CrossEarth, without which its ViT is a plain DINOv2.",
+            hint='Set peft.method = "rein", or take DINOv2 itself: leave model.weights empty.',
+        )
+    warnings.warn(
+        PartialWeightsWarning(f"Of {path.name} these parts are left out: {', '.join(crossearth.left_out(table))}."),
+        stacklevel=2,
+    )
+    return crossearth.backbone_weights(table)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a weights file by name, without those of a classifier.
+
+    Raises:
+        ModelError: If it can't be read, or only by running what it holds.
+    """
     try:
-        table = load_state_dict(str(path), weights_only=True)
+        with crossearth.without_log():
+            table = load_state_dict(str(path), weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, KeyError, ValueError, RuntimeError) as error:
         raise ModelError(
             f"{path} is damaged, or holds more than tensors and can't be read safely.",

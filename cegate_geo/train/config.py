@@ -137,7 +137,8 @@ class ModelConfig:
     backbone: str = "vit_small_patch14_dinov2.lvd142m"
     """timm name."""
     weights: str = ""
-    """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none."""
+    """Local weights file; empty: the hub; "shipped": the small base of models/; "random": none. A checkpoint of
+    CrossEarth goes with peft.method = "rein", which starts from its modules."""
     head: Literal["linear", "dpt", "dpt-detail", "dpt-unet", "upernet", "mask2former"] = "dpt"
     """mask2former needs the extra of that name (transformers, scipy)."""
     head_dim: int = 128

@@ -9,40 +9,33 @@ from __future__ import annotations
 import copy
 import dataclasses
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-import numpy as np
 import onnx
 import torch
-from PIL import Image
-from torch.nn import functional as F
 
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import InputError, ModelError, ParityError
 from cegate_geo.peft import ModuleKey, SiteModule, merge, prune
 from cegate_geo.train import onnx_graph
-from cegate_geo.train.config_file import to_table
 from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
 from cegate_geo.train.quantise import Labelled, quantise_proved
-from cegate_geo.train.run import Run, load_run
+from cegate_geo.train.rounding import ROUNDED, proved_rounding, round_weights
+from cegate_geo.train.run import load_run
+from cegate_geo.train.run_contract import run_manifest, sample_tiles
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.shrink import Point, shrink_run
 
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Keep = Literal["all", "active"] | float
 """Which modules an export keeps: all that were ever active, those of the last selection, or the smallest set that loses
 at most this much mean IoU (0 to 1) on the run's held-out tiles."""
 
 MAX_FILE = 2**31 - 1
 """Bytes of a protobuf message, and so of an ONNX file without external data."""
-MAX_ROUNDING = 1e-2
-"""Largest share of pixels that may get another class by rounding the weights to half precision."""
-SAMPLE_TILES = 4
-"""Tiles that a run's export is compared on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +54,8 @@ class ExportReport:
     parity: Mapping[str, float]
     """Eager beside onnxruntime on the CPU, of the weights that were written; see `Parity`."""
     rounding: Mapping[str, float] | None = None
-    """What the precision costs: eager beside eager with weights in half precision, or the graph beside itself in 8
-    bits; None for fp32."""
+    """What the precision costs: eager beside eager with weights in 16 bits, or the graph beside itself in 8 bits; None
+    for fp32."""
     miou: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Mean IoU on held-out tiles of the graph in single precision ("fp32") and as written ("int8"); int8 only."""
     pruning: Mapping[str, float] | None = None
@@ -97,8 +90,8 @@ def export_model(
         segmenter: Pruned, LoRA merged (`cegate_geo.peft.prune`, `merge`). It stays as it is.
         manifest: Its contract; `parameters` and `parity` are filled in here.
         path: The file; replaced if it exists.
-        precision: "fp16" stores weights in half precision, and computes in float32 all the same; "int8" computes large
-            products in 8 bits.
+        precision: "fp16" and "bf16" store weights in 16 bits, and compute in float32 all the same; "int8" computes
+            large products in 8 bits.
         sample: (N, 3, S, S) in 0-1 units with S = `manifest.tile_size`: tiles to compare on.
         source: Tiles to calibrate int8 on, and to prove it on.
 
@@ -112,8 +105,8 @@ def export_model(
     tiles = sample if len(sample) > 1 else torch.cat([sample, sample.flip(3)])  # a batch of two is compared, too
     model, expected, rounding, seconds = _prepare(segmenter, manifest, precision, tiles)
     graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size)
-    if precision == "fp16":
-        onnx_graph.store_half(graph)
+    if precision in ROUNDED:
+        onnx_graph.store_rounded(graph, ROUNDED[precision])
     computed, onnx_seconds = run_onnx(_serialise(graph), tiles)
     parity = _proved(Parity.of(expected, computed), "The exported graph differs from the model")
     parameters = onnx_graph.count_weights(graph)
@@ -175,7 +168,7 @@ def export_run(
                 hint="Export with keep = active.",
             )
     total = len(run.toolbox.keys)
-    sample = _sample(run)
+    sample = sample_tiles(run)
     run.segmenter.cpu().eval()
     trained, seconds = run_eager(run.segmenter, sample)
     kept = run.active if keep == "active" or is_bypassing else run.ever_active
@@ -191,24 +184,10 @@ def export_run(
         _proved(pruning, "The pruned model differs from the trained one")
     source = Labelled.of(run) if precision == "int8" else None
     report = export_model(
-        run.segmenter, _manifest(run, kept, total), output, precision=precision, sample=sample, source=source
+        run.segmenter, run_manifest(run, kept, total), output, precision=precision, sample=sample, source=source
     )
     times = {"trained": seconds, **report.seconds_per_tile}
     return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times, curve=curve)
-
-
-@torch.no_grad()
-def round_to_half(segmenter: Segmenter) -> None:
-    """Round weight matrices and kernels to half precision, in place; biases, norms and scales stay.
-
-    Raises:
-        ModelError: If a weight does not fit into half precision.
-    """
-    for name, parameter in segmenter.named_parameters():
-        if parameter.ndim >= 2:
-            parameter.copy_(parameter.half().float())
-            if not bool(torch.isfinite(parameter).all()):
-                raise ModelError(f"{name} holds values beyond half precision.", hint="Export it with fp32.")
 
 
 def _prepare(
@@ -224,17 +203,11 @@ def _prepare(
         )
     model.fix_size(manifest.tile_size)
     model.fold_norms()
-    if precision != "fp16":
+    if precision not in ROUNDED:
         return model, expected, None, seconds
-    round_to_half(model)
+    round_weights(model, precision)
     rounded, seconds = run_eager(model, tiles)
-    rounding = Parity.of(expected, rounded)
-    if not rounding.disagreement <= MAX_ROUNDING:
-        raise ParityError(
-            f"Half precision changes the class of {100 * rounding.disagreement:.2f} % of the pixels.",
-            hint="Nothing was written. Export it with precision fp32.",
-        )
-    return model, rounded, rounding, seconds
+    return model, rounded, proved_rounding(expected, rounded, precision), seconds
 
 
 def _proved(parity: Parity, what: str) -> Parity:
@@ -247,7 +220,7 @@ def _proved(parity: Parity, what: str) -> Parity:
 
 
 def _check_choices(profile: str, precision: str, keep: object) -> None:
-    wrong = {"profile": (profile, ("portable",)), "precision": (precision, ("fp32", "fp16", "int8"))}
+    wrong = {"profile": (profile, ("portable",)), "precision": (precision, get_args(Precision))}
     is_share = isinstance(keep, float) and 0 <= keep < 1
     shown = "active" if keep is None or is_share else str(keep)
     wrong["keep"] = (shown, ("all", "active", "a loss of mean IoU from 0 to 1"))
@@ -288,56 +261,6 @@ def _check_modules(segmenter: Segmenter, manifest: Manifest) -> None:
             f"{sorted(present ^ stated)[:3]} differ.",
             hint="Call peft.prune first, and state what was kept.",
         )
-
-
-def _manifest(run: Run, kept: frozenset[ModuleKey], total: int) -> Manifest:
-    """The contract of a run's model; folders of the machine that it was trained on stay out of it."""
-    config, facts = run.config, dict(run.facts)
-    gsd_m, gsd_range_m, bands = facts.pop("gsd_m"), facts.pop("gsd_range_m"), facts.pop("bands")
-    settings = {name: to_table(getattr(config, name)) for name in ("model", "peft", "train")}
-    settings["model"]["weights"] = Path(config.model.weights).name
-    if "command" in facts:
-        facts["command"] = shlex.join(_without_folder(word) for word in shlex.split(facts["command"]))
-    patch = run.segmenter.patch
-    return Manifest(
-        name=config.name,
-        legend=config.legend,
-        bands=tuple(bands),
-        gsd_m=gsd_m,
-        gsd_range_m=(gsd_range_m[0], gsd_range_m[1]),
-        tile_size=config.model.tile_size,
-        halo=config.model.tile_size // 8 // patch * patch,
-        description=config.description,
-        licence=config.licence,
-        attribution=config.attribution,
-        architecture=f"{config.model.backbone} + {config.model.head}",
-        modules_kept=tuple(str(key) for key in sorted(kept)),
-        modules_total=total,
-        provenance={**facts, "settings": settings},
-    )
-
-
-def _without_folder(word: str) -> str:
-    """The name of a file that is given by its absolute path, also behind an `=`: where it lay is nobody's business."""
-    option, equals, value = word.rpartition("=")
-    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
-
-
-def _sample(run: Run) -> torch.Tensor:
-    """(N, 3, S, S) in 0-1 units: held-out tiles that the run left pictures of, else smooth noise with grain."""
-    size = run.config.model.tile_size
-    tiles = []
-    for path in sorted((run.folder / "pictures").glob("*.png"))[:SAMPLE_TILES]:
-        with Image.open(path) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        if pixels.shape[0] == size and pixels.shape[1] >= size:
-            tiles.append(torch.from_numpy(pixels[:, :size].copy()).permute(2, 0, 1).float() / 255)
-    if tiles:
-        return torch.stack(tiles)
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(SAMPLE_TILES, 3, 8, 8, generator=generator)
-    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
-    return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
 
 
 def _serialise(model: onnx.ModelProto) -> bytes:

@@ -24,10 +24,11 @@ from cegate_geo.errors import ModelError
 
 OPSET, IR_VERSION = 17, 8
 INPUT, OUTPUT = "image", "probabilities"
-HALF_FROM = 256
+ROUND_FROM = 256
 """Weights of fewer values stay in single precision: they cost no room."""
 
 _TRACED_OPSET = 18
+_STORED = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16}
 _FORBIDDEN = frozenset({"DFT", "STFT", "If", "Loop", "Scan"})
 
 
@@ -164,45 +165,44 @@ def name_weights(model: onnx.ModelProto, parameters: Mapping[str, torch.Tensor])
     _rename_inputs(model, renamed)
 
 
-def store_half(model: onnx.ModelProto) -> int:
-    """Store weights in half precision, with a Cast to float32 behind each that runtimes fold when they load; in place.
+def store_rounded(model: onnx.ModelProto, dtype: torch.dtype) -> int:
+    """Store weights in 16 bits, with a Cast to float32 behind each that runtimes fold when they load; in place.
 
-    Only weights that lose nothing by it are stored so: round the model's parameters first (`round_to_half`).
+    Only weights that lose nothing by it are stored so: round the model's parameters first (`rounding.round_weights`).
+
+    Args:
+        model: As `build_graph` gives it.
+        dtype: torch.float16 or torch.bfloat16.
 
     Returns:
-        Number of initializers in half precision.
+        Number of initializers in 16 bits.
     """
-    casts = []
     renamed: dict[str, str] = {}
     for initializer in model.graph.initializer:
         if initializer.data_type != onnx.TensorProto.FLOAT:
             continue
-        values = numpy_helper.to_array(initializer)
-        half = to_half(values)
-        if values.ndim < 2 or values.size < HALF_FROM or not np.array_equal(half.astype(np.float32), values):
+        values = torch.from_numpy(numpy_helper.to_array(initializer).copy())
+        rounded = values.to(dtype)
+        if values.ndim < 2 or values.numel() < ROUND_FROM or not torch.equal(rounded.float(), values):
             continue
-        name = initializer.name
-        renamed[name] = f"{name}/float32"
-        initializer.CopyFrom(numpy_helper.from_array(half, name))
-        casts.append((name, renamed[name]))
+        renamed[initializer.name] = f"{initializer.name}/float32"
+        initializer.ClearField("float_data")
+        initializer.data_type = _STORED[dtype]
+        initializer.raw_data = rounded.view(torch.int16).numpy().astype("<i2").tobytes()
     _rename_inputs(model, renamed)
-    made = [onnx.helper.make_node("Cast", [a], [b], name=f"cast/{a}", to=onnx.TensorProto.FLOAT) for a, b in casts]
+    made = [
+        onnx.helper.make_node("Cast", [a], [b], name=f"cast/{a}", to=onnx.TensorProto.FLOAT) for a, b in renamed.items()
+    ]
     nodes = [*made, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.checker.check_model(model, full_check=True)
-    return len(casts)
-
-
-def to_half(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
-    """Rounded to half precision; what does not fit becomes infinite without a warning."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float16)
+    return len(renamed)
 
 
 def count_weights(model: onnx.ModelProto) -> int:
     """Number of values in the floating-point initializers."""
-    floating = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    floating = (onnx.TensorProto.FLOAT, *_STORED.values())
     return sum(int(np.prod(i.dims)) for i in model.graph.initializer if i.data_type in floating)
 
 

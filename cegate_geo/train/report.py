@@ -39,24 +39,20 @@ from cegate_geo.html import (
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.gate_charts import KIND_COLORS, KIND_NAMES, gate_map, score_map
+from cegate_geo.train.report_sizes import sizes
 from cegate_geo.train.run_log import RunLog, read_run_log
 
 CONFUSION_COLOR = "#2f6f9f"
 LOSS_COLOR = "#7d8790"
 CURVE_POINTS = 300
-SPENT = {
-    "waiting": "waiting for chips",
-    "scoring": "scoring for the gate, its chips included",
-    "validation": "validation",
-}
-"""What `job.timed` measures, in words."""
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, export: Mapping[str, Any] | None = None) -> Path:
     """Write `report.html` from what the folder of a run holds; parts that are missing are left out.
 
     Args:
         folder: Folder of a run, finished or not.
+        export: What was exported of it, as `ExportReport.to_json` gives it.
 
     Returns:
         Path of the page.
@@ -68,7 +64,7 @@ def write_report(folder: Path) -> Path:
     path, part = folder / "report.html", folder / "report.html.part"
     try:
         with part.open("w", encoding="utf-8") as file:
-            file.write(render(log))
+            file.write(render(log, export))
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -78,8 +74,8 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(log: RunLog) -> str:
-    """The page of a run as HTML."""
+def render(log: RunLog, export: Mapping[str, Any] | None = None) -> str:
+    """The page of a run, and of what was exported of it, as HTML."""
     settings = build(AdaptConfig, log.config)
     title = f"{settings.name}: {settings.peft.method} on {settings.model.backbone}"
     return page(
@@ -90,7 +86,7 @@ def render(log: RunLog) -> str:
         section("Self-training", _self_training(log)),
         section("Classes", _classes(log, settings.legend)),
         section("Held-out tiles", _pictures(log, settings.legend)),
-        section("Sizes and time", _sizes(log)),
+        section("Sizes and time", sizes(log, export)),
         section("All settings", _settings(log)),
     )
 
@@ -278,24 +274,6 @@ def _parts(path: Path) -> list[tuple[str, bytes]]:
             whole.crop((n * side, 0, (n + 1) * side, whole.height)).save(buffer, "PNG", optimize=True)
             found.append((what, buffer.getvalue()))
     return found
-
-
-def _sizes(log: RunLog) -> str:
-    result, folder = log.result, log.folder
-    rows: list[tuple[str, object]] = []
-    names = {"backbone_parameters": "backbone, with its modules", "trained_parameters": "modules and head (trained)"}
-    rows += [(text, f"{result[key]:,} parameters") for key, text in names.items() if key in result]
-    if "modules_kept" in result and result.get("modules_total"):
-        rows.append(("modules that were ever trained", f"{len(result['modules_kept'])} of {result['modules_total']}"))
-    for name in ("model.onnx", "adapter.safetensors"):
-        if (folder / name).is_file():
-            rows.append((name, f"{(folder / name).stat().st_size / 1e6:.2f} MB"))
-    if result.get("seconds") is not None:
-        rows.append(("time", f"{result['seconds']:.0f} s for {max(log.losses, default=0)} steps"))
-    for what, seconds in (result.get("spent_seconds") or {}).items():
-        rows.append((f"of it {SPENT.get(what, what)}", f"{seconds:.1f} s"))
-    rows += [(key, result[key]) for key in ("device", "processes", "precision") if key in result]
-    return card("As it was run", table([], rows, text=True)) if rows else ""
 
 
 def _settings(log: RunLog) -> str:

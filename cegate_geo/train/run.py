@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from cegate_geo.errors import InputError, ModelError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
-from cegate_geo.train.backbone import load_backbone
+from cegate_geo.train import crossearth
+from cegate_geo.train.backbone import load_backbone, read_weights
 from cegate_geo.train.config import AdaptConfig, ModelConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.run_files import write_tensors
@@ -22,6 +23,8 @@ from cegate_geo.train.segmenter import Segmenter
 
 ADAPTER = "adapter.safetensors"
 METADATA_KEY = "cegate_geo_run"
+PICKLED = (".pth", ".pt", ".bin")
+"""Files in which CrossEarth's weights may stand."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -85,15 +88,17 @@ class Run:
 
 
 def new_run(folder: Path, config: AdaptConfig) -> Run:
-    """Build the model of a configuration; modules are at their identity start.
+    """Build the model of a configuration; modules are at their identity start, or at CrossEarth's released weights.
 
     The caller seeds torch: head and modules are initialised from its global generator.
     """
     weights = config.model.weights
     path = str(shipped_base()) if weights == "shipped" else weights
-    backbone, spec = load_backbone(config.model.backbone, path, image_size=config.model.tile_size)
-    is_full = config.peft.method == "full"
+    is_full, is_rein = config.peft.method == "full", config.peft.method == "rein"
+    backbone, spec = load_backbone(config.model.backbone, path, image_size=config.model.tile_size, takes_rein=is_rein)
     toolbox = build_toolbox(backbone, "frozen" if is_full else config.peft.method, _toolbox_config(config))
+    if is_rein and Path(path).suffix in PICKLED:
+        _start_from_crossearth(toolbox, Path(path))
     backbone.requires_grad_(is_full)
     toolbox.set_active(toolbox.keys)
     segmenter = Segmenter(
@@ -106,6 +111,13 @@ def new_run(folder: Path, config: AdaptConfig) -> Run:
         queries=config.model.mask2former,
     )
     return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox)
+
+
+def _start_from_crossearth(toolbox: Toolbox, path: Path) -> None:
+    """Give the modules the weights of CrossEarth's Rein, where the file holds them."""
+    table = read_weights(path)
+    if crossearth.is_checkpoint(table):
+        toolbox.load_state_dict(crossearth.rein_weights(table))
 
 
 def load_run(folder: Path) -> Run:

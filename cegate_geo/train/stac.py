@@ -55,7 +55,7 @@ def make_item(manifest: Manifest, weights: str, *, created: datetime.datetime | 
     Raises:
         ModelError: If the model takes values that are scaled otherwise, or gives no probabilities.
     """
-    if manifest.scaling != "unit" or manifest.output != "probabilities" or manifest.mean or manifest.clip:
+    if not manifest.is_portable:
         raise ModelError(
             f"The manifest says scaling={manifest.scaling!r}, output={manifest.output!r}.",
             hint="Only models that cegate-geo exported get an item.",

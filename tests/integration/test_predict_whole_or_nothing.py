@@ -152,7 +152,7 @@ def test_a_failed_run_leaves_nothing(job: dict[str, Any], monkeypatch: pytest.Mo
     elif stage == "commit":
         monkeypatch.setattr("cegate_geo.infer.atomic.sync", fail)
     else:
-        from cegate_geo.infer.reader import StripReader
+        from cegate_geo.infer.strip_reader import StripReader
 
         monkeypatch.setattr(StripReader, "read", fail)
         calls.extend([1, 1, 1])

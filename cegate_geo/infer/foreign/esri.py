@@ -14,8 +14,9 @@ from cegate_geo.errors import ModelError
 from cegate_geo.infer.foreign.facts import Facts, NamedClass, read_object
 
 SOURCE = "ArcGIS .emd"
-PIXEL_TYPES = ("imageclassification", "pixelclassification", "semanticsegmentation", "")
-"""What `ModelType` may be; ArcGIS calls the classification of pixels 'ImageClassification'."""
+PIXEL_TYPES = ("imageclassification", "classifypixels", "pixelclassification", "semanticsegmentation", "")
+"""What `ModelType` may be: ArcGIS calls the classification of pixels 'ImageClassification', its error 00322
+'ClassifyPixels'."""
 
 
 def read_emd(path: Path) -> tuple[Path, Facts]:

@@ -21,8 +21,9 @@ from cegate_geo.infer import selftest
 from cegate_geo.infer.georeference import Georeference
 from cegate_geo.infer.predictor import Predictor
 from cegate_geo.infer.seams import measure_seams
-from cegate_geo.infer.selftest import Verdict
 from cegate_geo.infer.tiles import TilePlan
+from cegate_geo.infer.verdicts import Verdict
+from cegate_geo.infer.written_part import cut_georeference
 from tests import toy_models as toys
 
 
@@ -205,7 +206,7 @@ def test_a_cut_georeference_is_where_rasterio_puts_it(tmp_path: Path, kind: str)
     path = toys.write_raster(tmp_path / "scene.tif", toys.noise((90, 120)), **where)
     window = Window(col_off=30, row_off=20, width=40, height=50)
     with rasterio.open(path) as dataset:
-        cut = selftest.cut_georeference(Georeference.read(dataset), window)
+        cut = cut_georeference(Georeference.read(dataset), window)
         corners = [dataset.xy(row, col, offset="ul") for row, col in ((20, 30), (70, 70))]
     assert cut.shape == (50, 40)
     if kind == "gcps":

@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as arrays
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import RasterError
 from cegate_geo.infer import reader as reading
-from cegate_geo.infer.reader import Scene, StripReader
+from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.strip_reader import StripReader
 from cegate_geo.infer.validity import (
     HOLE_MARGIN,
     HOLE_REGROW,

@@ -23,11 +23,11 @@ from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
 from cegate_geo.errors import InputError, ModelError, ParityError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, attach, merge, prune
-from cegate_geo.train import export, onnx_graph
+from cegate_geo.train import export, onnx_graph, rounding
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build, to_table
-from cegate_geo.train.export import ExportReport, export_model, export_run
+from cegate_geo.train.export import ExportReport, Precision, export_model, export_run
 from cegate_geo.train.run import Run, load_run, new_run
 from cegate_geo.train.segmenter import Segmenter
 
@@ -217,6 +217,42 @@ def test_half_precision_halves_the_file_and_computes_in_single(single: ExportRep
     tiles = images(2)
     computed = session(half.path).run(None, {"image": tiles.numpy()})[0]
     assert (computed.argmax(1) != eager(toy()[0], tiles).argmax(1)).mean() < 0.01
+
+
+def test_bfloat16_halves_the_file_at_a_larger_loss(
+    single: ExportReport, half: ExportReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "MAX_ROUNDING", 0.5)  # classes of a random model hang by a thread
+    report = export_model(toy()[0], manifest(), tmp_path / "b.onnx", sample=images(1), precision="bf16")
+    large = [i for i in onnx.load(report.path).graph.initializer if np.prod(i.dims) >= 2048]
+    assert {i.data_type for i in large} == {TensorProto.BFLOAT16}
+    assert abs(report.bytes - half.bytes) < 100  # the figures of the manifest have other digits
+    assert report.parameters == single.parameters
+    assert report.rounding is not None
+    assert half.rounding is not None
+    assert half.rounding["max_abs"] < report.rounding["max_abs"] < 0.2
+    assert report.parity["max_abs"] < ATOL  # beside the rounded model: nothing else was lost
+    computed = session(report.path).run(None, {"image": images(2).numpy()})[0]
+    assert abs(computed - eager(toy()[0], images(2))).max() < 0.2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_rounding_that_costs_too_much_is_not_written(
+    precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rounding, "MAX_ROUNDING", -1.0)
+    with pytest.raises(ParityError, match=rf"Weights in {precision} change the class of .* % of the pixels"):
+        export_model(toy()[0], manifest(), tmp_path / "m.onnx", sample=images(1), precision=precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_half_precision_can_not_hold_bfloat16_can() -> None:
+    layer = nn.Linear(2, 2)
+    nn.init.constant_(layer.weight, 1e6)
+    rounding.round_weights(layer, "bf16")
+    torch.testing.assert_close(layer.weight, torch.full((2, 2), 1e6), rtol=2**-8, atol=0)
+    with pytest.raises(ModelError, match=r"weight holds values beyond fp16"):
+        rounding.round_weights(layer, "fp16")
 
 
 def test_norms_are_folded_before_weights_are_rounded(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def full(folder: Path) -> Path:
         "modules_kept": ["blocks.0.spatial"],
         "trained_parameters": 1_234_567, "backbone_parameters": 5_500_000, "device": "cpu", "precision": "bf16",
         "facts": {"gsd_m": 0.13, "note": "</pre><script>"},
+        "spent_seconds": {"waiting": 2.1, "scoring": 4.2},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     (folder / "pictures").mkdir()
@@ -192,6 +193,26 @@ def test_the_page_tells_how_the_gate_chose(tmp_path: Path) -> None:
         assert part in told, part
         assert part not in plain, part
     assert "Colour: share of the Fisher score of its type, mean of all selections. Number" in plain
+
+
+def test_shares_of_the_time_and_what_pruning_and_export_brought_are_told(tmp_path: Path) -> None:
+    folder = full(tmp_path / "run")
+    exported = {
+        "bytes": 9_870_000, "precision": "fp16", "parameters": 4_321_000,
+        "modules_kept": ["a", "b"], "modules_total": 12,
+        "seconds_per_tile": {"trained": 0.25, "eager": 0.2, "onnx": 0.125},
+    }  # fmt: skip
+    text = Page(write_report(folder, exported).read_text(encoding="utf-8")).text
+    told = ("waiting for chips 2.1 s, 5.0 %", "chips included 4.2 s, 10.0 %", "9.87 MB, weights in fp16")
+    for part in (
+        *told,
+        "4,321,000 parameters",
+        "2 of 12 modules kept",
+        "as trained, in torch 250 ms",
+        "onnxruntime 125 ms",
+    ):
+        assert part in text, part
+    assert "As it was exported" not in Page(write_report(folder).read_text(encoding="utf-8")).text
 
 
 def test_pictures_are_cut_into_imagery_truth_prediction(tmp_path: Path) -> None:

@@ -9,49 +9,14 @@ import re
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import rasterio
-from onnx import TensorProto, helper, numpy_helper
-from train_files import noise, write_raster
+from train_files import MANIFEST, noise, without_contract, write_model, write_raster
 
 from cegate_geo.api import describe_model, predict
 from cegate_geo.domain.legend import Legend
-from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import ModelError
 from cegate_geo.train.stac import make_item, write_item
-
-SIDE = 32
-LEGEND = Legend.from_names({0: "other", 2: "building", 9: "road"}, colors={"building": "#d64541"})
-MANIFEST = Manifest(
-    name="roofs-15cm",
-    legend=LEGEND,
-    bands=("red", "green", "blue"),
-    gsd_m=0.5,
-    gsd_range_m=(0.25, 1.0),
-    tile_size=SIDE,
-    halo=4,
-    description="Roofs of a town.",
-    licence="CC-BY-4.0",
-    architecture="vit_tiny_patch16_224 + dpt",
-    parameters=9,
-)
-
-
-def write_model(path: Path, manifest: Manifest = MANIFEST) -> Path:
-    """Class k where band k is the brightest, by far."""
-    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
-    result = helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3, SIDE, SIDE])
-    factor = numpy_helper.from_array(np.array(50, np.float32), "factor")
-    nodes = [
-        helper.make_node("Mul", ["image", "factor"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
-    ]
-    graph = helper.make_graph(nodes, "toy", [image], [result], [factor])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, manifest.to_metadata())
-    onnx.save(model, path)
-    return path
 
 
 def test_the_item_alone_says_what_the_manifest_says(tmp_path: Path) -> None:
@@ -61,9 +26,7 @@ def test_the_item_alone_says_what_the_manifest_says(tmp_path: Path) -> None:
     predict(scene, tmp_path / "by_manifest.tif", model=model)
     item = write_item(model)
     assert item == tmp_path / "roofs.stac.json"
-    bare = onnx.load(model)
-    del bare.metadata_props[:]
-    onnx.save(bare, model)
+    without_contract(model)
     info = describe_model(item)
     read = info.manifest
     assert info.sources["classes"] == info.sources["scaling"] == "STAC MLM item"

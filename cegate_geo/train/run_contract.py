@@ -1,0 +1,69 @@
+"""What an export says of a run: the manifest of its model, and the tiles that it is compared on."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from cegate_geo.domain.manifest import Manifest
+from cegate_geo.peft import ModuleKey
+from cegate_geo.train.config_file import to_table
+from cegate_geo.train.run import Run
+
+SAMPLE_TILES = 4
+"""Tiles that a run's export is compared on."""
+
+
+def run_manifest(run: Run, kept: frozenset[ModuleKey], total: int) -> Manifest:
+    """The contract of a run's model; folders of the machine that it was trained on stay out of it."""
+    config, facts = run.config, dict(run.facts)
+    gsd_m, gsd_range_m, bands = facts.pop("gsd_m"), facts.pop("gsd_range_m"), facts.pop("bands")
+    settings = {name: to_table(getattr(config, name)) for name in ("model", "peft", "train")}
+    settings["model"]["weights"] = Path(config.model.weights).name
+    if "command" in facts:
+        facts["command"] = shlex.join(_without_folder(word) for word in shlex.split(facts["command"]))
+    patch = run.segmenter.patch
+    return Manifest(
+        name=config.name,
+        legend=config.legend,
+        bands=tuple(bands),
+        gsd_m=gsd_m,
+        gsd_range_m=(gsd_range_m[0], gsd_range_m[1]),
+        tile_size=config.model.tile_size,
+        halo=config.model.tile_size // 8 // patch * patch,
+        description=config.description,
+        licence=config.licence,
+        attribution=config.attribution,
+        architecture=f"{config.model.backbone} + {config.model.head}",
+        modules_kept=tuple(str(key) for key in sorted(kept)),
+        modules_total=total,
+        provenance={**facts, "settings": settings},
+    )
+
+
+def _without_folder(word: str) -> str:
+    """The name of a file that is given by its absolute path, also behind an `=`: where it lay is nobody's business."""
+    option, equals, value = word.rpartition("=")
+    return f"{option}{equals}{Path(value).name}" if Path(value).is_absolute() else word
+
+
+def sample_tiles(run: Run) -> torch.Tensor:
+    """(N, 3, S, S) in 0-1 units: held-out tiles that the run left pictures of, else smooth noise with grain."""
+    size = run.config.model.tile_size
+    tiles = []
+    for path in sorted((run.folder / "pictures").glob("*.png"))[:SAMPLE_TILES]:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        if pixels.shape[0] == size and pixels.shape[1] >= size:
+            tiles.append(torch.from_numpy(pixels[:, :size].copy()).permute(2, 0, 1).float() / 255)
+    if tiles:
+        return torch.stack(tiles)
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(SAMPLE_TILES, 3, 8, 8, generator=generator)
+    smooth = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=False)
+    return (smooth + 0.1 * torch.randn(smooth.shape, generator=generator)).clamp(0, 1)
