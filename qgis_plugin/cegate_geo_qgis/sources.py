@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from qgis.core import (
+    QgsCoordinateReferenceSystem,
     QgsFeature,
     QgsFeatureRequest,
     QgsField,
@@ -63,7 +64,7 @@ def raster_source(layer: QgsRasterLayer) -> str:
             ).format(name=layer.name(), what=what, provider=provider)
         )
     source = layer.source()
-    if "/vsimem/" in source:
+    if "/vsimem/" in source or source.startswith("MEM:::"):
         raise QgsProcessingException(
             tr(
                 "The layer '{name}' lies in QGIS' memory, where the engine can't see it. Save it to a file first."
@@ -218,6 +219,26 @@ def text_of(value: Any) -> str:
     return str(value).strip()
 
 
+def _label_writer(
+    path: Path, fields: QgsFields, kind: QgsWkbTypes.Type, crs: QgsCoordinateReferenceSystem,
+    context: QgsProcessingContext,
+) -> QgsVectorFileWriter:  # fmt: skip
+    """A GeoPackage to write labels into, in the place of an old one; it is closed when it is deleted.
+
+    Raises:
+        QgsProcessingException: If it can't be made.
+    """
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = "GPKG"
+    options.layerName = "labels"
+    path.unlink(missing_ok=True)
+    writer = QgsVectorFileWriter.create(str(path), fields, kind, crs, context.transformContext(), options)
+    if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
+        why = writer.errorMessage() if writer is not None else "unknown"
+        raise QgsProcessingException(tr("The labels could not be written to {path}: {why}").format(path=path, why=why))
+    return writer
+
+
 def write_labels(
     source: QgsProcessingFeatureSource,
     path: Path,
@@ -246,17 +267,8 @@ def write_labels(
     fields = QgsFields()
     if field:
         fields.append(QgsField(LABEL_FIELD, QVariant.String))
-    options = QgsVectorFileWriter.SaveVectorOptions()
-    options.driverName = "GPKG"
-    options.layerName = "labels"
     kind = QgsWkbTypes.multiType(QgsWkbTypes.flatType(source.wkbType()))
-    path.unlink(missing_ok=True)
-    writer = QgsVectorFileWriter.create(
-        str(path), fields, kind, source.sourceCrs(), context.transformContext(), options
-    )
-    if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
-        why = writer.errorMessage() if writer is not None else "unknown"
-        raise QgsProcessingException(tr("The labels could not be written to {path}: {why}").format(path=path, why=why))
+    writer = _label_writer(path, fields, kind, source.sourceCrs(), context)
     index = source.fields().lookupField(field) if field else -1
     count = 0
     for feature in source.getFeatures():
