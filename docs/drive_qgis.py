@@ -65,8 +65,8 @@ def say(text: str) -> None:
 
 
 def inside(find, act, trigger) -> None:
-    """Do something in a dialog that `trigger` opens and waits for; what fails there, fails here."""
-    problems = []
+    """Do something in a dialog that `trigger` opens; what fails there, fails here."""
+    problems, done = [], []
 
     def guarded() -> None:
         dialog = next((w for w in QApplication.topLevelWidgets() if w.isVisible() and find(w)), None)
@@ -78,9 +78,11 @@ def inside(find, act, trigger) -> None:
         except Exception as error:
             problems.append(error)
         dialog.close()
+        done.append(True)
 
     QTimer.singleShot(200, guarded)
     trigger()
+    wait(lambda: bool(done))
     if problems:
         raise problems[0]
 

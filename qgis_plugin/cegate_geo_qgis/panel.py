@@ -196,12 +196,16 @@ class Panel(QgsDockWidget):
         return {"INPUT": layer.id(), "MODEL": self.model()}
 
     def _open_set_up(self) -> None:
-        processing.execAlgorithmDialog(SET_UP, {})
-        self._refresh()
+        self._open(SET_UP, {})
 
     def _open_adapt(self) -> None:
-        dialog = processing.createAlgorithmDialog(ADAPT, self.labels.parameters())
+        self._open(ADAPT, self.labels.parameters())
+
+    def _open(self, algorithm: str, parameters: Parameters) -> None:
+        """Show an algorithm's dialog beside the window, which stays usable."""
+        dialog = processing.createAlgorithmDialog(algorithm, parameters)
         if dialog is not None:
+            dialog.algorithmFinished.connect(self._refresh)
             dialog.show()
 
     # What comes of it

@@ -130,6 +130,8 @@ class PanelRun(QObject):
         feedback.stepped.connect(self.stepped)
         feedback.progressChanged.connect(self.moved)
         running.task = QgsProcessingAlgRunnerTask(algorithm, parameters, context, feedback)
+        if running.task.isCanceled():  # what it prepares has failed: it would never be executed, and never end
+            return feedback.problem or tr("It failed, and left no message.")
         running.task.executed.connect(self._executed)
         self._running = running
         self.began.emit(algorithm.displayName())
@@ -178,6 +180,7 @@ class PanelRun(QObject):
             text = tr("The project was closed meanwhile, so nothing was loaded. Results:")
             self.ended.emit(True, f"{text} {places}")
             return
-        handleAlgorithmResults(running.algorithm, running.context, running.feedback, False, running.parameters)
+        # By name: newer QGIS has one parameter less.
+        handleAlgorithmResults(running.algorithm, running.context, running.feedback, parameters=running.parameters)
         self.ended.emit(True, "")
         running.when_done(results)

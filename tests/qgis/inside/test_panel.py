@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from qgis.core import (
     QgsCoordinateTransform,
     QgsFeature,
     QgsGeometry,
+    QgsProcessingException,
     QgsProject,
     QgsRasterLayer,
     QgsRectangle,
     QgsVectorLayer,
 )
+from qgis.gui import QgsBrowserGuiModel
 from qgis.PyQt.QtCore import QCoreApplication
+from qgis.PyQt.QtWidgets import QApplication
 
 CLASSES = ["other", "building"]
 
@@ -99,6 +103,20 @@ def test_a_model_that_can_not_be_read_is_told_in_the_engines_words(panel, fake_e
     wait(lambda: "No model" in panel.form.card.toPlainText())
     assert panel.form.card.toPlainText() == "No model of this name. Check the path."
     assert panel.card() is None
+
+
+def test_an_engine_that_was_set_up_anew_in_its_place_is_asked_again(panel, fake_engine, tmp_path, monkeypatch):
+    engine = tmp_path / "cegate-geo"
+    engine.write_text("#!/bin/sh\nexit 1\n")
+    engine.chmod(0o755)
+    usual = os.environ["CEGATE_GEO_ENGINE"]
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", str(engine))
+    panel._refresh()
+    wait(lambda: "exit code 1" in panel.form.card.toPlainText())
+    engine.write_text(f'#!/bin/sh\nexec {usual} "$@"\n')
+    os.utime(engine, (1, 1))
+    panel._refresh()
+    wait(lambda: panel.card() is not None)
 
 
 def test_without_an_engine_the_way_to_one_is_shown(panel, monkeypatch):
@@ -194,6 +212,54 @@ def test_a_failure_is_told_in_the_engines_words(panel, fake_engine):
     panel.form.run_all.click()
     assert "The model has 4 bands, the scene 3." in finish(panel)
     assert "color" in panel.form.status.styleSheet()
+
+
+def test_what_fails_before_it_begins_is_told_and_ends(panel, monkeypatch):
+    """A task whose preparation fails is never executed."""
+    from cegate_geo_qgis.segment_raster import SegmentRaster
+
+    def prepare(*words):
+        raise QgsProcessingException("The layer is not usable.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentRaster, "prepareAlgorithm", prepare)
+        panel.form.run_all.click()
+        assert not panel.runs.is_running()
+        assert panel.form.status.text() == "The layer is not usable."
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+
+
+def test_results_are_loaded_by_a_newer_processing_too(panel, monkeypatch):
+    """From QGIS 3.30 on it takes no `showResults`."""
+    from cegate_geo_qgis import panel_run
+
+    usual = panel_run.handleAlgorithmResults
+
+    def newer(alg, context, feedback=None, parameters=None):
+        return usual(alg, context, feedback, parameters=parameters)
+
+    monkeypatch.setattr(panel_run, "handleAlgorithmResults", newer)
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+    assert len(QgsProject.instance().mapLayers()) == 2
+
+
+def test_setting_up_does_not_block_the_window(panel, qgis_iface, monkeypatch):
+    model = QgsBrowserGuiModel()
+    monkeypatch.setattr(qgis_iface, "browserModel", lambda: model, raising=False)
+    engine = os.environ["CEGATE_GEO_ENGINE"]
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", "/no/such/engine")
+    panel._refresh()
+    panel.form.set_up.click()
+    (dialog,) = [w for w in QApplication.topLevelWidgets() if hasattr(w, "algorithmFinished") and w.isVisible()]
+    assert dialog.algorithm().name() == "set_up_engine"
+    assert not dialog.isModal()
+    assert panel.form.engine_row.isVisibleTo(panel)
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", engine)  # it was set up
+    dialog.algorithmFinished.emit(True, {})
+    assert not panel.form.engine_row.isVisibleTo(panel)
+    dialog.close()
 
 
 def test_the_window_is_never_blocked(panel, fake_engine):
