@@ -17,7 +17,7 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProject,
 )
-from qgis.PyQt.QtCore import QObject, pyqtSignal
+from qgis.PyQt.QtCore import QCoreApplication, QObject, pyqtSignal
 
 from .engine_algorithm import Parameters
 from .words import tr
@@ -161,6 +161,7 @@ class PanelRun(QObject):
         end = time.monotonic() + PATIENCE_S
         while task.isActive() and time.monotonic() < end:
             time.sleep(0.02)  # not waitForFinished: that would hold the interpreter's lock, which the run needs
+            QCoreApplication.sendPostedEvents(task, 0)  # a task learns of its end by an event in this thread
 
     def _project_closed(self) -> None:
         if self._running is not None:

@@ -365,8 +365,10 @@ def test_unloading_in_the_middle_of_a_run_ends_the_engine(plugin, fake_engine, t
     plugin.panel.form.target.setFilePath(str(tmp_path / "all.tif"))
     plugin.panel.form.run_all.click()
     wait(lambda: plugin.panel.form.bar.value() > 10)
+    task = plugin.panel.runs._running.task
     plugin.unload()
     assert plugin.panel is None
+    assert not task.isActive()
     pid = [entry["pid"] for entry in fake_engine.log if entry.get("argv", [""])[0] == "predict"][-1]
     wait(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 5)
     assert not (tmp_path / "all.tif").exists()
