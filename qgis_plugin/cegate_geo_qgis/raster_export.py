@@ -169,7 +169,7 @@ class Snapshot:
         writer.setOutputFormat("GTiff")
         writer.setCreateOptions(["COMPRESS=DEFLATE", "TILED=YES"])
         watch = QgsRasterBlockFeedback()
-        # Directly: this thread has no event loop, a queued call would come when all is fetched.
+        # Directly: this thread may have no event loop, and a queued call would come when all is read.
         feedback.canceled.connect(watch.cancel, Qt.ConnectionType.DirectConnection)
         try:
             problem = writer.writeRaster(

@@ -51,7 +51,7 @@ def look(scene: str) -> dict:
     copied = processing.run("gdal:translate", {"INPUT": scene, "OUTPUT": "TEMPORARY_OUTPUT"})["OUTPUT"]
     values = gdal_array.LoadFile(scene)
     return {
-        "python": [sys.executable, sys.version, sys.path, sys.getswitchinterval()],
+        "python": [sys.executable, sys.version, list(sys.path), sys.getswitchinterval()],
         "environment": dict(os.environ),
         "folder": str(Path.cwd()),
         "locale": locale.setlocale(locale.LC_ALL),
