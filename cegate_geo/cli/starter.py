@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 VARIABLE = "CEGATE_GEO_WATCH_STDIN"
 """Set to anything by a program that keeps standard input open as long as it wants an answer, whatever the command."""
-GRACE_S = 1.0
+GRACE_S = 0.6
 """Between the end of standard input and that of the process."""
 CANCELLED = 130
 
