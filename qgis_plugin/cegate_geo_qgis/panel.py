@@ -17,6 +17,7 @@ from qgis.core import (
     QgsRasterLayer,
 )
 from qgis.gui import QgisInterface, QgsDockWidget
+from qgis.PyQt import sip
 from qgis.PyQt.QtGui import QShowEvent
 from qgis.PyQt.QtWidgets import QWidget
 
@@ -48,6 +49,8 @@ class Panel(QgsDockWidget):
         self._iface = iface
         self._shelf = CardShelf()
         self._last_preview = PreviewLayer()
+        self._dialogs: list[Any] = []
+        """QGIS holds their windows only: without its Python half a dialog's Run does nothing."""
         self.runs = PanelRun(self)
         self.form = PanelForm(self)
         self.setWidget(self.form)
@@ -78,6 +81,8 @@ class Panel(QgsDockWidget):
         """Stop what runs; called when the plugin is unloaded."""
         self._shelf.close()
         self.runs.close()
+        for dialog in self._open_dialogs():
+            dialog.close()
 
     def showEvent(self, event: Optional[QShowEvent]) -> None:
         """The engine may have been set up meanwhile."""
@@ -204,9 +209,14 @@ class Panel(QgsDockWidget):
     def _open(self, algorithm: str, parameters: Parameters) -> None:
         """Show an algorithm's dialog beside the window, which stays usable."""
         dialog = processing.createAlgorithmDialog(algorithm, parameters)
-        if dialog is not None:
-            dialog.algorithmFinished.connect(self._refresh)
-            dialog.show()
+        if dialog is None:
+            return
+        dialog.algorithmFinished.connect(self._refresh)
+        self._dialogs = [*self._open_dialogs(), dialog]
+        dialog.show()
+
+    def _open_dialogs(self) -> list[Any]:
+        return [dialog for dialog in self._dialogs if not sip.isdeleted(dialog)]
 
     # What comes of it
 

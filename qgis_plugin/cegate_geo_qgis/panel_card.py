@@ -87,7 +87,7 @@ class CardShelf:
     def close(self) -> None:
         """Ask no more."""
         self._is_open = False
-        for task in self._tasks.values():
+        for task in list(self._tasks.values()):  # one that has not begun is finished at once, and leaves
             task.cancel()
 
 

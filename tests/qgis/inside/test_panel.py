@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -18,9 +19,11 @@ from qgis.core import (
     QgsProject,
     QgsRasterLayer,
     QgsRectangle,
+    QgsSettings,
     QgsVectorLayer,
 )
 from qgis.gui import QgsBrowserGuiModel
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QCoreApplication
 from qgis.PyQt.QtWidgets import QApplication
 
@@ -69,6 +72,19 @@ def finish(panel) -> str:
 
 def given(fake_engine, command: str) -> list[str]:
     return [entry["argv"] for entry in fake_engine.log if entry.get("argv", [""])[0] == command][-1]
+
+
+def test_the_panel_shows_itself_once_when_the_plugin_is_new(qgis_processing, qgis_iface, fake_engine, monkeypatch):
+    from cegate_geo_qgis import classFactory
+
+    for name in ("addPluginToRasterMenu", "removePluginRasterMenu", "addToolBarIcon", "removeToolBarIcon"):
+        monkeypatch.setattr(qgis_iface, name, lambda *words: None, raising=False)
+    QgsSettings().remove("cegate_geo")
+    for is_visible in (True, False, False):
+        made = classFactory(qgis_iface)
+        made.initGui()
+        assert made.panel.isHidden() is not is_visible
+        made.unload()
 
 
 def test_the_card_is_read_beside_the_window_once_and_judged(plugin, fake_engine):
@@ -245,21 +261,59 @@ def test_results_are_loaded_by_a_newer_processing_too(panel, monkeypatch):
     assert len(QgsProject.instance().mapLayers()) == 2
 
 
-def test_setting_up_does_not_block_the_window(panel, qgis_iface, monkeypatch):
+@pytest.fixture
+def browser(qgis_iface, monkeypatch):
+    """What QGIS' file widgets ask of the window."""
     model = QgsBrowserGuiModel()
     monkeypatch.setattr(qgis_iface, "browserModel", lambda: model, raising=False)
+
+
+def shown(name: str) -> list:
+    windows = [w for w in QApplication.topLevelWidgets() if hasattr(w, "algorithmFinished") and w.isVisible()]
+    return [window for window in windows if window.algorithm().name() == name]
+
+
+def opened(name: str):
+    """The dialog of an algorithm that is on the screen, held by nobody but the panel.
+
+    The desktop's window does not hold the Python halves of its children: without its own a dialog's Run does nothing.
+    """
+    for dialog in shown(name):
+        sip.transferback(dialog)
+    del dialog
+    gc.collect()
+    (dialog,) = shown(name)
+    return dialog
+
+
+def test_setting_up_does_not_block_the_window(panel, browser, monkeypatch):
     engine = os.environ["CEGATE_GEO_ENGINE"]
     monkeypatch.setenv("CEGATE_GEO_ENGINE", "/no/such/engine")
     panel._refresh()
     panel.form.set_up.click()
-    (dialog,) = [w for w in QApplication.topLevelWidgets() if hasattr(w, "algorithmFinished") and w.isVisible()]
-    assert dialog.algorithm().name() == "set_up_engine"
+    dialog, ended = opened("set_up_engine"), []
     assert not dialog.isModal()
     assert panel.form.engine_row.isVisibleTo(panel)
-    monkeypatch.setenv("CEGATE_GEO_ENGINE", engine)  # it was set up
-    dialog.algorithmFinished.emit(True, {})
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", engine)  # as if it were set up
+    dialog.setParameters({"ACTION": "remove"})
+    dialog.algorithmFinished.connect(lambda ok, results: ended.append(ok))
+    dialog.runButton().click()
+    wait(lambda: ended)
+    assert ended == [True]
     assert not panel.form.engine_row.isVisibleTo(panel)
     dialog.close()
+
+
+def test_more_options_open_the_dialog_of_adapting_which_runs(panel, browser, tmp_path):
+    draw_two(make_labels(panel, str(tmp_path / "labels.gpkg")))
+    panel.form.more.click()
+    dialog, ended = opened("adapt_model"), []
+    dialog.algorithmFinished.connect(lambda ok, results: ended.append(results.get("MODEL")))
+    dialog.runButton().click()
+    wait(lambda: ended)
+    assert ended == [str(tmp_path / "run_1" / "model.onnx")]
+    dialog.close()
+    panel.labels.layer().rollBack()
 
 
 def test_the_window_is_never_blocked(panel, fake_engine):
