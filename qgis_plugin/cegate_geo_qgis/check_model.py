@@ -112,7 +112,8 @@ class CheckModel(EngineAlgorithm):
         """Ask the engine, and for a forecast where the model runs."""
         feedback = feedback or QgsProcessingFeedback()
         use = self.model_use(parameters, context)
-        told = self.ask(["check", self._scene, *use.arguments(), "--json"], feedback, accepted=REPORTED, timeout_s=WORK_S)
+        words = ["check", self._scene, *use.arguments(), "--json"]
+        told = self.ask(words, feedback, accepted=REPORTED, timeout_s=WORK_S)
         try:
             check_verdicts(told)
         except EngineError as error:

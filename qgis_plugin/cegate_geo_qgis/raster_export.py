@@ -170,7 +170,7 @@ class Snapshot:
         writer.setCreateOptions(["COMPRESS=DEFLATE", "TILED=YES"])
         watch = QgsRasterBlockFeedback()
         # Directly: this thread may have no event loop, and a queued call would come when all is read.
-        feedback.canceled.connect(watch.cancel, Qt.ConnectionType.DirectConnection)
+        feedback.canceled.connect(watch.cancel, Qt.ConnectionType.DirectConnection)  # type: ignore[call-arg]
         try:
             problem = writer.writeRaster(
                 self._pipe, self._columns, self._rows, self._extent, self._crs, context.transformContext(), watch

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 from qgis.core import (
-    QgsCoordinateReferenceSystem,
     QgsFeature,
     QgsFeatureRequest,
     QgsField,
@@ -220,10 +219,9 @@ def text_of(value: Any) -> str:
 
 
 def _label_writer(
-    path: Path, fields: QgsFields, kind: QgsWkbTypes.Type, crs: QgsCoordinateReferenceSystem,
-    context: QgsProcessingContext,
-) -> QgsVectorFileWriter:  # fmt: skip
-    """A GeoPackage to write labels into, in the place of an old one; it is closed when it is deleted.
+    path: Path, fields: QgsFields, source: QgsProcessingFeatureSource, context: QgsProcessingContext
+) -> QgsVectorFileWriter:
+    """A GeoPackage for polygons like those of a source, in the place of an old one; it is closed when it is deleted.
 
     Raises:
         QgsProcessingException: If it can't be made.
@@ -231,8 +229,11 @@ def _label_writer(
     options = QgsVectorFileWriter.SaveVectorOptions()
     options.driverName = "GPKG"
     options.layerName = "labels"
+    kind = QgsWkbTypes.multiType(QgsWkbTypes.flatType(source.wkbType()))
     path.unlink(missing_ok=True)
-    writer = QgsVectorFileWriter.create(str(path), fields, kind, crs, context.transformContext(), options)
+    writer: Optional[QgsVectorFileWriter] = QgsVectorFileWriter.create(
+        str(path), fields, kind, source.sourceCrs(), context.transformContext(), options
+    )
     if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
         why = writer.errorMessage() if writer is not None else "unknown"
         raise QgsProcessingException(tr("The labels could not be written to {path}: {why}").format(path=path, why=why))
@@ -267,8 +268,7 @@ def write_labels(
     fields = QgsFields()
     if field:
         fields.append(QgsField(LABEL_FIELD, QVariant.String))
-    kind = QgsWkbTypes.multiType(QgsWkbTypes.flatType(source.wkbType()))
-    writer = _label_writer(path, fields, kind, source.sourceCrs(), context)
+    writer = _label_writer(path, fields, source, context)
     index = source.fields().lookupField(field) if field else -1
     count = 0
     for feature in source.getFeatures():

@@ -63,7 +63,9 @@ def look(scene: str) -> dict:
         "proj": [reference.GetAuthorityCode(None), osr.GetPROJSearchPaths(), there.x(), there.y()],
         "native": [statistics["MEAN"], statistics["MAX"]],
         "copied": hashlib.sha256(gdal_array.LoadFile(copied).tobytes()).hexdigest(),
-        "strangers": sorted(name for name in sys.modules if name.partition(".")[0] in ("rasterio", "onnxruntime", "torch")),
+        "strangers": sorted(
+            name for name in sys.modules if name.partition(".")[0] in ("rasterio", "onnxruntime", "torch")
+        ),
     }
 
 
