@@ -363,6 +363,7 @@ def test_results_lie_in_a_group_named_after_scene_and_model(fake_engine, scene, 
     names = [child.name() for child in group.children()]
     assert names == ["Banepa: polygons", "Banepa: class map", "Banepa: confidence"]
     assert [child.itemVisibilityChecked() for child in group.children()] == [True, True, False]
+    assert [child.isExpanded() for child in group.children()] == [True, True, False]
     assert len(QgsProject.instance().mapLayers()) == 4
     model = QgsLayerTreeModel(root)
     for child in group.children()[:2]:
