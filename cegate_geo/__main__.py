@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from cegate_geo.cli.starter import STARTER, give_up, is_watched
+
 CANCELLED = b"cegate-geo: Cancelled.\n"
 CANCELLED_EVENT = b'{"event": "error", "code": "cancelled", "message": "Cancelled.", "hint": ""}\n'
 
@@ -17,6 +19,8 @@ def main() -> int:
     Until the command is loaded SIGINT ends the process at once: nothing is begun yet, and what the interpreter and the
     libraries make of an exception in the middle of an import is a traceback, or an import that failed.
     """
+    if is_watched(sys.argv[1:], os.environ):
+        STARTER.listen(0, give_up=give_up)
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:  # as a shell's job in the background
         signal.signal(signal.SIGINT, _leave)

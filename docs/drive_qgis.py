@@ -65,8 +65,8 @@ def say(text: str) -> None:
 
 
 def inside(find, act, trigger) -> None:
-    """Do something in a dialog that `trigger` opens and waits for; what fails there, fails here."""
-    problems = []
+    """Do something in a dialog that `trigger` opens; what fails there, fails here."""
+    problems, done = [], []
 
     def guarded() -> None:
         dialog = next((w for w in QApplication.topLevelWidgets() if w.isVisible() and find(w)), None)
@@ -78,9 +78,11 @@ def inside(find, act, trigger) -> None:
         except Exception as error:
             problems.append(error)
         dialog.close()
+        done.append(True)
 
     QTimer.singleShot(200, guarded)
     trigger()
+    wait(lambda: bool(done))
     if problems:
         raise problems[0]
 
@@ -161,7 +163,7 @@ def show_panel() -> object:
     """Window and panel, as they are in the pictures."""
     panel, window = plugins[NAME].panel, iface.mainWindow()
     if not panel.isVisible():
-        raise RuntimeError("the button in the tool bar did not show the panel")
+        raise RuntimeError("the panel did not show itself when the plugin was installed")
     window.resize(1500, 940)
     window.move(0, 0)
     for dock in window.findChildren(QDockWidget):
@@ -173,9 +175,12 @@ def show_panel() -> object:
 def drive() -> None:
     """The whole story."""
     install(os.environ["PICTURES_ZIP"])
-    (button,) = [b for b in iface.mainWindow().findChildren(QToolButton) if b.text() == "CEGate-Geo panel"]
-    button.click()
     panel = show_panel()
+    (button,) = [b for b in iface.mainWindow().findChildren(QToolButton) if b.text() == "CEGate-Geo panel"]
+    for is_visible in (False, True):
+        button.click()
+        if panel.isVisible() is not is_visible:
+            raise RuntimeError("the button in the tool bar does not show and hide the panel")
     project = QgsProject.instance()
     if WHEELS:
         set_up(panel)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ from types import FrameType
 from typing import Any, Protocol, TextIO
 
 from cegate_geo import __version__
+from cegate_geo.cli.starter import STARTER, Starter
 from cegate_geo.infer.progress import Progress
 
 PROTOCOL = 1
@@ -152,30 +152,18 @@ class CancelWatch:
 
     def watch_input(self, descriptor: int) -> None:
         """Cancel on the line `cancel` or the end of a file descriptor, watched in a thread of its own."""
-        threading.Thread(target=self._read, args=(descriptor,), name="cegate-stdin", daemon=True).start()
-
-    def _read(self, descriptor: int) -> None:
-        rest = b""
-        while True:
-            try:
-                # Not sys.stdin: a daemon thread inside its lock would break the interpreter's end.
-                data = os.read(descriptor, 4096)
-            except OSError:
-                data = b""
-            if not data:
-                self.cancel()
-                return
-            *lines, rest = (rest + data).split(b"\n")
-            if any(line.strip() == b"cancel" for line in lines):
-                self.cancel()
-                return
+        starter = Starter()
+        starter.tell(self.cancel)
+        starter.listen(descriptor)
 
 
 @contextmanager
 def watch_cancel(events: EventStream | None) -> Iterator[CancelWatch]:
     """Watch SIGINT and SIGTERM, and with events standard input; a second signal ends the process at once."""
     watch = CancelWatch(events)
-    if events is not None:
+    if STARTER.is_listening:
+        STARTER.tell(watch.cancel)
+    elif events is not None:
         watch.watch_input(0)
     previous: dict[signal.Signals, Any] = {}
 
@@ -189,6 +177,7 @@ def watch_cancel(events: EventStream | None) -> Iterator[CancelWatch]:
     try:
         yield watch
     finally:
+        STARTER.forget(watch.cancel)
         for kind, handler in previous.items():
             signal.signal(kind, handler)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,10 @@ from pathlib import Path
 from cegate_geo.errors import CegateError, InputError, OutputExistsError
 
 SUFFIX = ".part"
+_under_way: set[Path] = set()
+"""Job folders of this process."""
+_taking_names = threading.Lock()
+"""Held while the results of a job get their names."""
 
 
 def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -> None:
@@ -75,7 +80,10 @@ class JobFolder:
             OutputExistsError: If an output has appeared since the job began, and may not be overwritten.
             CegateError: If the disk is full, or a name can't be taken.
         """
-        names = _Names(overwrite=self._overwrite)
+        with _taking_names:
+            self._take_names(_Names(overwrite=self._overwrite))
+
+    def _take_names(self, names: _Names) -> None:
         try:
             near = [(names.bring(scratch, target), target) for scratch, target in self._results]
             for scratch, target in near:
@@ -189,10 +197,23 @@ def job_folder(output: Path, *, overwrite: bool = False) -> Iterator[JobFolder]:
         ) from error
     except OSError as error:
         raise InputError(f"{output.parent} can't be written to: {error}.", hint="Choose another folder.") from error
+    _under_way.add(path)
     try:
         yield JobFolder(path, overwrite=overwrite)
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        _under_way.discard(path)
+
+
+def abandon() -> None:
+    """Remove the job folders of this process, which is about to end, from whatever thread.
+
+    Results that are getting their names get all of them before; none gets one afterwards.
+    """
+    _taking_names.acquire()  # for good
+    for _ in range(3):  # other threads may still be writing
+        for path in tuple(_under_way):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _escaped(text: str) -> str:

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess  # nosec B404: the engine is another program, never run through a shell
 import time
-from typing import Any, Callable, Mapping, Optional, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping, Optional, Sequence
 
 from .engine import EngineCommand
 from .outcome import EngineCancelledError, EngineError, tail
@@ -15,7 +16,9 @@ from .words import tr
 
 POLL_S = 0.1
 TIMEOUT_S = 120.0
-"""A first start on a slow disk compiles all modules."""
+"""Of what is told at once. A first start on a slow disk compiles all modules."""
+WORK_S = 3600.0
+"""Of what computes first."""
 
 
 def ask_engine(
@@ -41,23 +44,8 @@ def ask_engine(
         EngineCancelledError: If it was cancelled.
         EngineError: If it can't be started, fails (in its own words), is silent for too long, or prints something else.
     """
-    words = [command.program, *command.arguments, *arguments]
-    try:
-        child = subprocess.Popen(  # nosec B603
-            words, env=dict(environ), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0) if os.name == "nt" else 0,
-        )  # fmt: skip
-    except (OSError, ValueError) as error:
-        raise EngineError(
-            tr("The engine {program!r}, named by {origin}, can't be started: {error}.").format(
-                program=command.program, origin=command.origin, error=error
-            )
-        ) from error
-    with child:
-        try:
-            said, complained = _listen(child, is_cancelled, timeout_s)
-        finally:
-            child.kill()
+    with _started(command, arguments, environ) as child:
+        said, complained = _listen(child, is_cancelled, timeout_s)
     found = _last_object(said) if child.returncode in accepted else None
     if found is not None:
         return found
@@ -70,6 +58,33 @@ def ask_engine(
             "{program!r}, named by {origin}, gave no answer that is one of the engine's. Check the engine's setting."
         ).format(program=command.program, origin=command.origin)
     )
+
+
+@contextmanager
+def _started(
+    command: EngineCommand, arguments: Sequence[str], environ: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The child, which is ended on leaving, and by the end of its standard input if this process is killed."""
+    words = [command.program, *command.arguments, *arguments]
+    theirs, ours = os.pipe()  # one of Popen's own would be closed by `communicate`
+    with os.fdopen(ours, "wb"):
+        try:
+            with os.fdopen(theirs, "rb"):
+                child = subprocess.Popen(  # nosec B603
+                    words, env=dict(environ), stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0) if os.name == "nt" else 0,
+                )  # fmt: skip
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                tr("The engine {program!r}, named by {origin}, can't be started: {error}.").format(
+                    program=command.program, origin=command.origin, error=error
+                )
+            ) from error
+        with child:
+            try:
+                yield child
+            finally:
+                child.kill()
 
 
 def _listen(child: subprocess.Popen[bytes], is_cancelled: Callable[[], bool], timeout_s: float) -> tuple[bytes, bytes]:

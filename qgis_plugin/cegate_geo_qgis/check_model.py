@@ -17,6 +17,7 @@ from qgis.core import (
 )
 
 from . import parameters as ask
+from .ask import WORK_S
 from .check_report import check_verdicts, forecast_line, report_html, summary, verdict_lines
 from .engine_algorithm import EngineAlgorithm, Parameters, write_page
 from .outcome import EngineError
@@ -111,7 +112,8 @@ class CheckModel(EngineAlgorithm):
         """Ask the engine, and for a forecast where the model runs."""
         feedback = feedback or QgsProcessingFeedback()
         use = self.model_use(parameters, context)
-        told = self.ask(["check", self._scene, *use.arguments(), "--json"], feedback, accepted=REPORTED)
+        words = ["check", self._scene, *use.arguments(), "--json"]
+        told = self.ask(words, feedback, accepted=REPORTED, timeout_s=WORK_S)
         try:
             check_verdicts(told)
         except EngineError as error:

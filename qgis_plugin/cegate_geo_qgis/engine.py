@@ -29,6 +29,8 @@ INSTALL_HINT = mark(
     "Run 'Set up the engine' in the Processing Toolbox, under CEGate-Geo: it installs the engine apart from QGIS, into "
     "{folder}. Or name an installed one under Settings > Options > Processing > Providers > CEGate-Geo."
 )
+WATCH_INPUT = "CEGATE_GEO_WATCH_STDIN"
+"""Variable that makes any command of the engine end with its standard input, which stays open as long as QGIS lives."""
 UNWANTED = (
     "PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV",
     "PROJ_LIB", "PROJ_DATA", "GDAL_DATA", "GDAL_DRIVER_PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "DYLD_LIBRARY_PATH",
@@ -111,7 +113,7 @@ def _named_engine(text: str, origin: str, environ: Mapping[str, str], windows: b
         )
     arguments = words[1:]
     if not arguments and re.fullmatch(r"(python|pypy)w?[\d.]*(\.exe)?", Path(program).name.lower()):
-        arguments = ["-I", "-u", "-m", "cegate_geo.cli.main"]
+        arguments = ["-I", "-u", "-m", "cegate_geo"]
     return EngineCommand(program, tuple(arguments), origin)
 
 
@@ -140,6 +142,7 @@ def clean_environment(
         for key in [k for k in kept if k.upper() == "PATH"]:
             kept[key] = ";".join(f for f in kept[key].split(";") if not is_below(f, host_folders))
     kept.update(PYTHONNOUSERSITE="1", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
+    kept[WATCH_INPUT] = "1"
     return kept
 
 

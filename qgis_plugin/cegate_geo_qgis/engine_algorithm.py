@@ -20,7 +20,7 @@ from qgis.core import (
 )
 from qgis.PyQt.QtGui import QIcon
 
-from .ask import ask_engine
+from .ask import TIMEOUT_S, ask_engine
 from .engine import SETTING, EngineCommand, clean_environment, find_engine
 from .model_use import ModelUse
 from .outcome import EngineError
@@ -224,8 +224,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
         return self.parameterDefinition(name) is not None
 
     def ask(
-        self, arguments: Sequence[str], feedback: QgsProcessingFeedback, *, accepted: Sequence[int] = (0,)
-    ) -> dict[str, Any]:
+        self, arguments: Sequence[str], feedback: QgsProcessingFeedback, *, accepted: Sequence[int] = (0,),
+        timeout_s: float = TIMEOUT_S,
+    ) -> dict[str, Any]:  # fmt: skip
         """What a command of the engine prints as one JSON object; the command is logged as one would type it.
 
         Raises:
@@ -235,8 +236,9 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             command = current_engine()
             _log_command(command, arguments, feedback)
             return ask_engine(
-                command, arguments, engine_environment(), is_cancelled=feedback.isCanceled, accepted=accepted
-            )
+                command, arguments, engine_environment(), is_cancelled=feedback.isCanceled, accepted=accepted,
+                timeout_s=timeout_s,
+            )  # fmt: skip
         except EngineError as error:
             raise QgsProcessingException(str(error)) from error
 

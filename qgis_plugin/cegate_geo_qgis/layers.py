@@ -47,6 +47,8 @@ def shows_classes(layer: QgsRasterLayer, classes: Sequence[ClassArea]) -> bool:
     return all(drawn.get(c.id) == (c.name, class_color(c).name()) for c in classes) and len(drawn) == len(classes)
 
 
+MOST_IN_SIGHT = 20
+"""Classes in the layer tree that are shown unasked."""
 RANK = "cegate_geo/rank"
 """Property of a node in the layer tree: where it stands among the results of a run."""
 
@@ -96,6 +98,7 @@ class _Styler(QgsProcessingLayerPostProcessorInterface):
             return
         moved.setCustomProperty(RANK, self.rank)
         moved.setItemVisibilityChecked(self.is_shown)
+        moved.setExpanded(self.is_shown and len(self.classes) <= MOST_IN_SIGHT)  # QGIS folds rasters up
         ranks = [int(child.customProperty(RANK, 9)) for child in group.children()]
         group.insertChildNode(max((n + 1 for n, rank in enumerate(ranks) if rank < self.rank), default=0), moved)
         parent.removeChildNode(node)  # last: a layer that is nowhere in the tree leaves the project

@@ -17,6 +17,7 @@ from qgis.core import (
     QgsRasterLayer,
 )
 from qgis.gui import QgisInterface, QgsDockWidget
+from qgis.PyQt import sip
 from qgis.PyQt.QtGui import QShowEvent
 from qgis.PyQt.QtWidgets import QWidget
 
@@ -48,6 +49,8 @@ class Panel(QgsDockWidget):
         self._iface = iface
         self._shelf = CardShelf()
         self._last_preview = PreviewLayer()
+        self._dialogs: list[Any] = []
+        """QGIS holds their windows only: without its Python half a dialog's Run does nothing."""
         self.runs = PanelRun(self)
         self.form = PanelForm(self)
         self.setWidget(self.form)
@@ -78,6 +81,8 @@ class Panel(QgsDockWidget):
         """Stop what runs; called when the plugin is unloaded."""
         self._shelf.close()
         self.runs.close()
+        for dialog in self._open_dialogs():
+            dialog.close()
 
     def showEvent(self, event: Optional[QShowEvent]) -> None:
         """The engine may have been set up meanwhile."""
@@ -196,13 +201,22 @@ class Panel(QgsDockWidget):
         return {"INPUT": layer.id(), "MODEL": self.model()}
 
     def _open_set_up(self) -> None:
-        processing.execAlgorithmDialog(SET_UP, {})
-        self._refresh()
+        self._open(SET_UP, {})
 
     def _open_adapt(self) -> None:
-        dialog = processing.createAlgorithmDialog(ADAPT, self.labels.parameters())
-        if dialog is not None:
-            dialog.show()
+        self._open(ADAPT, self.labels.parameters())
+
+    def _open(self, algorithm: str, parameters: Parameters) -> None:
+        """Show an algorithm's dialog beside the window, which stays usable."""
+        dialog = processing.createAlgorithmDialog(algorithm, parameters)
+        if dialog is None:
+            return
+        dialog.algorithmFinished.connect(self._refresh)
+        self._dialogs = [*self._open_dialogs(), dialog]
+        dialog.show()
+
+    def _open_dialogs(self) -> list[Any]:
+        return [dialog for dialog in self._dialogs if not sip.isdeleted(dialog)]
 
     # What comes of it
 

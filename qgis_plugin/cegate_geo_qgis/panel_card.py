@@ -18,6 +18,8 @@ from .outcome import EngineError
 from .words import tr
 
 Answer = Union[ModelCard, EngineError]
+Key = tuple[EngineCommand, float, str, float]
+"""An engine, when it was made, a model, when that was made."""
 MARKS = {"good": ("✓", "#2e7d32"), "note": ("●", "#b26a00"), "bad": ("✗", "#c62828")}
 """Sign and colour of a verdict; the sign tells them apart without the colour."""
 
@@ -49,8 +51,8 @@ class CardShelf:
     """Asks each model once, as long as its file and the engine stay the same."""
 
     def __init__(self) -> None:
-        self._cards: dict[tuple[str, str, float], Answer] = {}
-        self._tasks: dict[tuple[str, str, float], _CardTask] = {}
+        self._cards: dict[Key, Answer] = {}
+        self._tasks: dict[Key, _CardTask] = {}
         self._is_open = True
 
     def get(self, model: str, when_known: Callable[[], None]) -> Optional[Answer]:
@@ -67,7 +69,7 @@ class CardShelf:
             if isinstance(error, EngineError):
                 return error
             return EngineError(tr("{model} can't be read: {why}.").format(model=model, why=error.strerror))
-        key = (engine.program, model, changed)
+        key = (engine, _changed(engine.program), model, changed)  # an engine may be set up anew in its place
         tasks = QgsApplication.taskManager()
         if key in self._cards or key in self._tasks or tasks is None:
             return self._cards.get(key)
@@ -85,8 +87,15 @@ class CardShelf:
     def close(self) -> None:
         """Ask no more."""
         self._is_open = False
-        for task in self._tasks.values():
+        for task in list(self._tasks.values()):  # one that has not begun is finished at once, and leaves
             task.cancel()
+
+
+def _changed(program: str) -> float:
+    try:
+        return Path(program).stat().st_mtime
+    except OSError:  # told where it is started
+        return 0.0
 
 
 def short_html(card: ModelCard, found: Sequence[Verdict]) -> str:

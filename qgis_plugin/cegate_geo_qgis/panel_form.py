@@ -49,6 +49,9 @@ class PanelForm(QWidget):
         area.setWidgetResizable(True)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         area.setWidget(inside)
+        bar = area.verticalScrollBar()
+        beside = bar.sizeHint().width() if bar is not None else 0
+        area.setMinimumWidth(inside.minimumSizeHint().width() + beside)  # nothing is cut off where the dock is narrow
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.addWidget(area, 1)

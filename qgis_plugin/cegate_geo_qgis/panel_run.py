@@ -17,7 +17,7 @@ from qgis.core import (
     QgsProcessingFeedback,
     QgsProject,
 )
-from qgis.PyQt.QtCore import QObject, pyqtSignal
+from qgis.PyQt.QtCore import QCoreApplication, QObject, pyqtSignal
 
 from .engine_algorithm import Parameters
 from .words import tr
@@ -130,6 +130,8 @@ class PanelRun(QObject):
         feedback.stepped.connect(self.stepped)
         feedback.progressChanged.connect(self.moved)
         running.task = QgsProcessingAlgRunnerTask(algorithm, parameters, context, feedback)
+        if running.task.isCanceled():  # what it prepares has failed: it would never be executed, and never end
+            return feedback.problem or tr("It failed, and left no message.")
         running.task.executed.connect(self._executed)
         self._running = running
         self.began.emit(algorithm.displayName())
@@ -159,6 +161,7 @@ class PanelRun(QObject):
         end = time.monotonic() + PATIENCE_S
         while task.isActive() and time.monotonic() < end:
             time.sleep(0.02)  # not waitForFinished: that would hold the interpreter's lock, which the run needs
+            QCoreApplication.sendPostedEvents(task, 0)  # a task learns of its end by an event in this thread
 
     def _project_closed(self) -> None:
         if self._running is not None:
@@ -178,6 +181,7 @@ class PanelRun(QObject):
             text = tr("The project was closed meanwhile, so nothing was loaded. Results:")
             self.ended.emit(True, f"{text} {places}")
             return
-        handleAlgorithmResults(running.algorithm, running.context, running.feedback, False, running.parameters)
+        # By name: newer QGIS has one parameter less.
+        handleAlgorithmResults(running.algorithm, running.context, running.feedback, parameters=running.parameters)
         self.ended.emit(True, "")
         running.when_done(results)

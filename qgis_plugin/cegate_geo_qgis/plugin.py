@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
-from qgis.core import QgsApplication
+from qgis.core import QgsApplication, QgsSettings
 from qgis.PyQt.QtCore import QCoreApplication, Qt, QTranslator
 
 from .provider import PROVIDER_ID, CegateGeoProvider
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .panel import Panel
 
 MENU = "&CEGate-Geo"
+SHOWN = "cegate_geo/panel_was_shown"
+"""Setting of QGIS."""
 
 
 class CegateGeoPlugin:
@@ -49,7 +51,7 @@ class CegateGeoPlugin:
 
         self.panel = Panel(self._iface, self._iface.mainWindow())
         self._iface.addDockWidget(Qt.DockWidgetArea.RightDockWidgetArea, self.panel)
-        self.panel.hide()
+        self.panel.setVisible(_is_new())
         self._action = self.panel.toggleViewAction()
         if self._action is not None and self.provider is not None:
             self._action.setIcon(self.provider.icon())
@@ -74,6 +76,17 @@ class CegateGeoPlugin:
         if self._translator is not None:
             QCoreApplication.removeTranslator(self._translator)
             self._translator = None
+
+
+def _is_new() -> bool:
+    """Whether this profile sees the plugin for the first time; asked once.
+
+    The panel shows itself then: its button may be folded away at the end of a tool bar.
+    """
+    settings = QgsSettings()
+    is_new = not settings.contains(SHOWN)
+    settings.setValue(SHOWN, True)
+    return is_new
 
 
 def _load_translation() -> Optional[QTranslator]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Layers that are no files, saved as one for the engine: web maps as they are drawn, others with their own values."""
+"""Layers saved as a file for the engine: web maps as they are drawn, others with their own values.
+
+These are layers that are no files, and parts of files whose pixels QGIS does not show as they lie there.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,20 @@ from typing import Optional
 from qgis.core import (
     QgsCoordinateTransformContext,
     QgsDistanceArea,
+    QgsPoint,
     QgsPointXY,
     QgsProcessingContext,
     QgsProcessingException,
     QgsProcessingFeedback,
     QgsProcessingUtils,
     QgsRasterBlockFeedback,
+    QgsRasterDataProvider,
     QgsRasterFileWriter,
     QgsRasterLayer,
     QgsRasterPipe,
     QgsRectangle,
 )
+from qgis.PyQt.QtCore import Qt
 
 from .sources import pixel_window
 from .words import tr
@@ -27,6 +33,8 @@ WEB_MAPS = ("wms", "arcgismapserver")
 """Providers that draw pictures of any size; XYZ and WMTS layers are of the first."""
 COVERAGES = ("virtualraster", "wcs", "postgresraster")
 """Providers with pixels of their own."""
+NEAR = 0.01
+"""Share of a pixel by which corners may differ through rounding."""
 MOST_PIXELS = 100_000_000
 """Of what is fetched: more would burden the server, and take hours."""
 
@@ -36,9 +44,35 @@ def is_web_map(layer: QgsRasterLayer) -> bool:
     return layer.providerType() in WEB_MAPS
 
 
-def needs_export(layer: QgsRasterLayer) -> bool:
-    """Whether the layer is no file, but can be saved as one."""
-    return is_web_map(layer) or layer.providerType() in COVERAGES
+def needs_export(layer: QgsRasterLayer, extent: Optional[QgsRectangle]) -> bool:
+    """Whether the layer, or the part of it that is asked for, is no file, but can be saved as one."""
+    if is_web_map(layer) or layer.providerType() in COVERAGES:
+        return True
+    return extent is not None and layer.providerType() == "gdal" and not lies_north_up(layer)
+
+
+def lies_north_up(layer: QgsRasterLayer) -> bool:
+    """Whether the pixels of a file are those that QGIS shows: north is up, and the file says where it lies.
+
+    Of rotated, mirrored and upside-down files, and those with ground control points, QGIS shows another, warped grid.
+    GDAL can't cut a part of it out of the file.
+    """
+    provider = layer.dataProvider()
+    if provider is None:
+        return False
+    whole, width, height = layer.extent(), layer.width(), layer.height()
+    kind = QgsRasterDataProvider.TransformType.TransformImageToLayer  # of the file's pixels, not of the warped ones
+    for column, row, x, y in (
+        (0, 0, whole.xMinimum(), whole.yMaximum()),
+        (width, 0, whole.xMaximum(), whole.yMaximum()),
+        (0, height, whole.xMinimum(), whole.yMinimum()),
+    ):
+        found = provider.transformCoordinates(QgsPoint(column, row), kind)
+        if found.isEmpty():
+            return False
+        if abs(found.x() - x) * width > NEAR * whole.width() or abs(found.y() - y) * height > NEAR * whole.height():
+            return False
+    return True
 
 
 def metres_per_unit(layer: QgsRasterLayer, at: QgsPointXY) -> Optional[tuple[float, float]]:
@@ -135,7 +169,8 @@ class Snapshot:
         writer.setOutputFormat("GTiff")
         writer.setCreateOptions(["COMPRESS=DEFLATE", "TILED=YES"])
         watch = QgsRasterBlockFeedback()
-        feedback.canceled.connect(watch.cancel)
+        # Directly: this thread may have no event loop, and a queued call would come when all is read.
+        feedback.canceled.connect(watch.cancel, Qt.ConnectionType.DirectConnection)  # type: ignore[call-arg]
         try:
             problem = writer.writeRaster(
                 self._pipe, self._columns, self._rows, self._extent, self._crs, context.transformContext(), watch

@@ -70,7 +70,7 @@ class SegmentRaster(EngineAlgorithm):
     def check_values(self, parameters: Parameters, context: QgsProcessingContext) -> None:
         """What can't work, before anything runs."""
         layer = self.given_raster(parameters, "INPUT", context)
-        source = layer.source() if needs_export(layer) else raster_source(layer)
+        source = layer.source() if needs_export(layer, None) else raster_source(layer)
         if is_web_map(layer) and not parameters.get("EXTENT"):
             raise QgsProcessingException(
                 tr(
@@ -80,7 +80,7 @@ class SegmentRaster(EngineAlgorithm):
             )
         extent = self._extent(parameters, layer, context)
         if extent is not None and not is_web_map(layer):
-            pixel_window(layer, extent) if needs_export(layer) else window_source(layer, extent)
+            pixel_window(layer, extent) if needs_export(layer, extent) else window_source(layer, extent)
         self.given_file(parameters, "MODEL", context)
         self.check_bands(parameters, layer, context)
         self.check_nodata(parameters, context)
@@ -96,7 +96,7 @@ class SegmentRaster(EngineAlgorithm):
         self._scene_name = layer.name()
         self._snapshot: Optional[Snapshot] = None
         extent = self._extent(parameters, layer, context)
-        if needs_export(layer):
+        if needs_export(layer, extent):
             self._snapshot = Snapshot(layer, extent)
         else:
             self._scene = raster_source(layer) if extent is None else window_source(layer, extent)

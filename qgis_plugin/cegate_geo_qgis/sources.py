@@ -63,7 +63,7 @@ def raster_source(layer: QgsRasterLayer) -> str:
             ).format(name=layer.name(), what=what, provider=provider)
         )
     source = layer.source()
-    if "/vsimem/" in source:
+    if "/vsimem/" in source or source.startswith("MEM:::"):
         raise QgsProcessingException(
             tr(
                 "The layer '{name}' lies in QGIS' memory, where the engine can't see it. Save it to a file first."
@@ -218,6 +218,28 @@ def text_of(value: Any) -> str:
     return str(value).strip()
 
 
+def _label_writer(
+    path: Path, fields: QgsFields, source: QgsProcessingFeatureSource, context: QgsProcessingContext
+) -> QgsVectorFileWriter:
+    """A GeoPackage for polygons like those of a source, in the place of an old one; it is closed when it is deleted.
+
+    Raises:
+        QgsProcessingException: If it can't be made.
+    """
+    options = QgsVectorFileWriter.SaveVectorOptions()
+    options.driverName = "GPKG"
+    options.layerName = "labels"
+    kind = QgsWkbTypes.multiType(QgsWkbTypes.flatType(source.wkbType()))
+    path.unlink(missing_ok=True)
+    writer: Optional[QgsVectorFileWriter] = QgsVectorFileWriter.create(
+        str(path), fields, kind, source.sourceCrs(), context.transformContext(), options
+    )
+    if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
+        why = writer.errorMessage() if writer is not None else "unknown"
+        raise QgsProcessingException(tr("The labels could not be written to {path}: {why}").format(path=path, why=why))
+    return writer
+
+
 def write_labels(
     source: QgsProcessingFeatureSource,
     path: Path,
@@ -246,17 +268,7 @@ def write_labels(
     fields = QgsFields()
     if field:
         fields.append(QgsField(LABEL_FIELD, QVariant.String))
-    options = QgsVectorFileWriter.SaveVectorOptions()
-    options.driverName = "GPKG"
-    options.layerName = "labels"
-    kind = QgsWkbTypes.multiType(QgsWkbTypes.flatType(source.wkbType()))
-    path.unlink(missing_ok=True)
-    writer = QgsVectorFileWriter.create(
-        str(path), fields, kind, source.sourceCrs(), context.transformContext(), options
-    )
-    if writer is None or writer.hasError() != QgsVectorFileWriter.WriterError.NoError:
-        why = writer.errorMessage() if writer is not None else "unknown"
-        raise QgsProcessingException(tr("The labels could not be written to {path}: {why}").format(path=path, why=why))
+    writer = _label_writer(path, fields, source, context)
     index = source.fields().lookupField(field) if field else -1
     count = 0
     for feature in source.getFeatures():

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cegate_geo_qgis.engine import READY, UNWANTED, EngineCommand, clean_environment, find_engine
+from cegate_geo_qgis.engine import READY, UNWANTED, WATCH_INPUT, EngineCommand, clean_environment, find_engine
 from cegate_geo_qgis.model_use import ModelUse
 from cegate_geo_qgis.outcome import EngineError
 from cegate_geo_qgis.predict_job import OWN_OPTIONS, PredictJob, describe_command, further_options, nodata_problem
+
+from cegate_geo.cli import starter
 
 
 def program(path: Path) -> Path:
@@ -66,7 +68,7 @@ def test_an_environment_folder_an_interpreter_and_a_command_are_understood(place
     for name in ("python", "python3", "python3.11", "pypy3"):
         python = program(tmp_path / "an env" / name)
         assert named(str(python)) == EngineCommand(
-            str(python), ("-I", "-u", "-m", "cegate_geo.cli.main"), "the Processing setting"
+            str(python), ("-I", "-u", "-m", "cegate_geo"), "the Processing setting"
         )
     runner = program(tmp_path / "path" / "uvx")
     assert named("uvx --from 'a wheel.whl' cegate-geo").arguments == ("--from", "a wheel.whl", "cegate-geo")
@@ -84,7 +86,9 @@ def test_windows_paths_are_not_taken_apart(tmp_path):
 def test_the_environment_keeps_all_but_what_qgis_sets_for_itself():
     kept = {"PATH": "/usr/bin", "HOME": "/root", "HTTPS_PROXY": "p", "GDAL_HTTP_TIMEOUT": "3", "FAKE": "x"}
     clean = clean_environment({**kept, **dict.fromkeys(UNWANTED, "/qgis")}, windows=False)
-    assert clean == {**kept, "PYTHONNOUSERSITE": "1", "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+    own = dict.fromkeys(("PYTHONNOUSERSITE", "PYTHONUTF8", "PYTHONUNBUFFERED", WATCH_INPUT), "1")
+    assert clean == {**kept, **own}
+    assert WATCH_INPUT == starter.VARIABLE
 
 
 def test_on_windows_qgis_leaves_the_path():

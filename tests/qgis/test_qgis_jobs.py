@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
+from cegate_geo_qgis import ask as ask_module
 from cegate_geo_qgis.adapt_job import (
     AREA,
     CONFIG,
@@ -160,6 +164,32 @@ def test_asking_is_cancelled_at_once(monkeypatch):
     with pytest.raises(EngineCancelledError):
         ask(monkeypatch, "never", is_cancelled=lambda: time.monotonic() - begun > 0.3)
     assert time.monotonic() - begun < 10
+
+
+def test_what_is_asked_ends_when_qgis_is_killed(tmp_path):
+    """Its standard input stays open as long as QGIS lives: the engine watches it."""
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1]); from cegate_geo_qgis.ask import ask_engine\n"
+        "from cegate_geo_qgis.engine import EngineCommand, clean_environment\n"
+        "engine = EngineCommand(sys.executable, ('-m', 'cegate_geo'), 'the test')\n"
+        "ask_engine(engine, ['check', sys.argv[2], '--json'], clean_environment(os.environ))"
+    )
+    scene = tmp_path / "scene.tif"
+    os.mkfifo(scene)  # opening it takes for ever
+    words = [sys.executable, "-c", code, str(Path(ask_module.__file__).parents[1]), str(scene)]
+    with subprocess.Popen(words) as qgis:
+        (engine,) = wait_for(lambda: psutil.Process(qgis.pid).children())
+        assert engine.is_running()
+        qgis.kill()
+    wait_for(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE)
+
+
+def wait_for(find, seconds: float = 60):
+    end = time.monotonic() + seconds
+    while not (found := find()):
+        assert time.monotonic() < end, "it never came to this"
+        time.sleep(0.02)
+    return found
 
 
 def test_a_card_says_what_the_manifest_says_and_escapes_it():

@@ -4,12 +4,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fake_python
@@ -33,6 +40,7 @@ from cegate_geo_qgis.interpreters import (
 from cegate_geo_qgis.network import Network, Proxy, hosts_of, installer_environment, offline_environment, write_bundle
 from cegate_geo_qgis.outcome import EngineCancelledError, EngineError
 from cegate_geo_qgis.setup_recipe import EXTRAS, Recipe, install_percent, install_words, make_words, plugin_version
+from qgis_here import missing
 
 RECIPE = Recipe(version="0.1.0")
 
@@ -537,6 +545,73 @@ def test_the_installer_gets_qgis_network_settings_and_the_log_no_password(fake, 
     assert pip["environ"]["REQUESTS_CA_BUNDLE"].endswith("certificates.pem")
     assert "geheim" not in f"{log.lines}{log.commands}{caught.value}"
     assert "http://me:****@proxy:3128" in str(caught.value)
+
+
+class Recorder(BaseHTTPRequestHandler):
+    """A proxy that lets nobody through, or an index that has nothing; keeps what it was asked."""
+
+    def do_CONNECT(self):
+        self.server.asked.append((self.path, self.headers.get("Proxy-Authorization", "")))
+        self.send_error(403)
+
+    def do_GET(self):
+        self.server.asked.append((self.path, ""))
+        self.send_error(404)
+
+    def log_message(self, *words):
+        pass
+
+
+@contextmanager
+def recorder(certificate: Path | None = None) -> Iterator[ThreadingHTTPServer]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
+    server.asked = []
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def ask_pip(index: str, network: Network, folder: Path) -> None:
+    """The real pip, as it is run to install, looks for the engine."""
+    bundle = folder / "certificates.pem"
+    bundle.unlink(missing_ok=True)
+    plain = {"PATH": os.environ["PATH"], "HOME": str(folder), "PIP_CONFIG_FILE": os.devnull}
+    write_bundle(bundle, network, plain)
+    environ = installer_environment(plain, network, scratch=folder, bundle=bundle)
+    options = ["--no-deps", "--retries", "0", "--no-cache-dir", "--index-url", index]
+    words = module_words(sys.executable, "pip", "download", *options, "cegate-geo")
+    assert run_child(words, environ, listen=str, is_cancelled=lambda: False).code != 0
+
+
+def test_the_real_pip_goes_by_the_proxy_of_qgis_with_its_user(tmp_path):
+    with recorder() as proxy:
+        network = Network(Proxy("127.0.0.1", proxy.server_port, "me", "ge:heim"), ("https://intern.invalid/x",))
+        ask_pip("https://index.invalid/simple", network, tmp_path)
+        ask_pip("https://intern.invalid/simple", network, tmp_path)
+    assert {path for path, _ in proxy.asked} == {"index.invalid:443"}
+    kind, _, login = proxy.asked[0][1].partition(" ")
+    assert (kind, base64.b64decode(login)) == ("Basic", b"me:ge:heim")
+
+
+def test_the_real_pip_trusts_what_qgis_trusts(tmp_path):
+    if shutil.which("openssl") is None:
+        missing("openssl makes the certificate, and is not installed")
+    both, own = tmp_path / "both.pem", tmp_path / "own.pem"
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    subprocess.run([*make, "-keyout", both, "-out", own], check=True, capture_output=True)
+    both.write_bytes(both.read_bytes() + own.read_bytes())
+    with recorder(both) as index:
+        url = f"https://localhost:{index.server_port}/simple"
+        ask_pip(url, Network(), tmp_path)
+        assert index.asked == []
+        ask_pip(url, Network(certificates=own.read_bytes(), has_own_certificates=True), tmp_path)
+        assert index.asked[0][0] == "/simple/cegate-geo/"
 
 
 def test_offline_means_no_index_of_any_configuration(fake, place, tmp_path):

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import processing
 import pytest
-from osgeo import gdal
+from osgeo import gdal, gdal_array
 from qgis.core import (
     QgsApplication,
     QgsCoordinateReferenceSystem,
     QgsLayerTreeModel,
+    QgsPointXY,
+    QgsProcessingAlgRunnerTask,
     QgsProcessingContext,
     QgsProcessingException,
+    QgsProcessingFeedback,
     QgsProject,
     QgsRasterLayer,
     QgsRectangle,
@@ -94,12 +99,55 @@ def test_a_name_that_can_not_be_cut_is_refused(scene, tmp_path):
     assert "'?' or '&': rename it" in words
 
 
+@pytest.mark.parametrize(
+    "transform",
+    [(300000, 0.5, 0, 2999976, 0, 0.5), (300032, -0.5, 0, 3000000, 0, -0.5), (300000, 0.49, 0.1, 3000000, 0.1, -0.49)],
+    ids=["upside down", "mirrored", "rotated"],
+)
+def test_a_part_of_a_file_that_is_not_north_up_is_saved_as_it_is_shown(fake_engine, scene, tmp_path, transform):
+    """GDAL can't cut it out of the file; all of it is passed on as it is."""
+    turned = scene.with_name("turned.tif")
+    gdal.Translate(str(turned), str(scene))
+    file = gdal.Open(str(turned), gdal.GA_Update)
+    file.SetGeoTransform(transform)
+    file = None
+    layer = added(str(turned), "turned")
+    extent = "300010,300020,2999980,2999990 [EPSG:32645]"
+    processing.run(ID, {"INPUT": layer.id(), "EXTENT": extent, "OUTPUT": str(tmp_path / "m.tif")})
+    saved = given_scene(fake_engine)
+    left, across, _, top, _, down = saved.GetGeoTransform()
+    assert (left, top) == (pytest.approx(300010, abs=across), pytest.approx(2999990, abs=across))
+    assert saved.GetSpatialRef().GetAuthorityCode(None) == "32645"
+    values = saved.GetRasterBand(1).ReadAsArray()
+    assert values.shape == (pytest.approx(10 / -down, abs=1.5), pytest.approx(10 / across, abs=1.5))
+    for row, column in ((0, 0), (3, 7), (11, 15)):
+        point = QgsPointXY(left + (column + 0.5) * across, top + (row + 0.5) * down)
+        assert layer.dataProvider().sample(point, 1) == (values[row, column], True)
+    processing.run(ID, {"INPUT": layer.id(), "OUTPUT": str(tmp_path / "n.tif")})
+    assert [entry["argv"][1] for entry in fake_engine.log if "argv" in entry][-1] == str(turned)
+
+
+def test_a_part_of_a_file_that_says_nothing_of_its_place_is_saved(fake_engine, scene, scene_values, tmp_path):
+    nowhere = scene.with_name("nowhere.png")
+    gdal.Translate(str(nowhere), str(scene), format="PNG")
+    nowhere.with_name("nowhere.png.aux.xml").unlink()
+    layer = added(str(nowhere), "nowhere")
+    processing.run(ID, {"INPUT": layer.id(), "EXTENT": "4,14,-30,-10", "OUTPUT": str(tmp_path / "m.tif")})
+    assert np.array_equal(given_scene(fake_engine).GetRasterBand(1).ReadAsArray(), scene_values[10:30, 4:14])
+
+
 def test_a_raster_in_the_memory_of_qgis_is_refused(scene, tmp_path):
     gdal.Translate("/vsimem/scene.tif", str(scene))
     layer = added("/vsimem/scene.tif", "in memory")
     assert "lies in QGIS' memory" in problem(INPUT=layer.id(), OUTPUT=str(tmp_path / "m.tif"))
     QgsProject.instance().removeAllMapLayers()
     gdal.Unlink("/vsimem/scene.tif")
+
+
+def test_an_array_in_the_memory_of_qgis_is_refused(scene_values, tmp_path):
+    place = f"MEM:::DATAPOINTER={scene_values.ctypes.data},PIXELS=64,LINES=48,DATATYPE=Byte"
+    layer = added(place, "an array")
+    assert "lies in QGIS' memory" in problem(INPUT=layer.id(), OUTPUT=str(tmp_path / "m.tif"))
 
 
 def test_a_raster_that_qgis_computes_is_saved_with_its_values(fake_engine, scene, scene_values, tmp_path):
@@ -116,40 +164,117 @@ def test_a_raster_that_qgis_computes_is_saved_with_its_values(fake_engine, scene
     assert saved.GetSpatialRef().GetAuthorityCode(None) == "32645"
 
 
-class Tiles(BaseHTTPRequestHandler):
-    """Web map tiles of 256 px: red in the east of the null meridian, blue in the west."""
+CAPABILITIES = """<?xml version="1.0"?>
+<WMS_Capabilities version="1.3.0" xmlns="http://www.opengis.net/wms" xmlns:xlink="http://www.w3.org/1999/xlink">
+<Service><Name>WMS</Name><Title>A map</Title></Service>
+<Capability><Request>
+{operations}
+</Request><Layer><Title>all</Title><CRS>EPSG:3857</CRS>
+<BoundingBox CRS="EPSG:3857" minx="-1000" miny="-1000" maxx="1000" maxy="1000"/>
+<Layer queryable="0"><Name>ground</Name><Title>ground</Title></Layer></Layer></Capability></WMS_Capabilities>"""
+OPERATION = """<{name}><Format>{kind}</Format><DCPType><HTTP><Get><OnlineResource xlink:type="simple"
+xlink:href="http://127.0.0.1:{port}/wms?"/></Get></HTTP></DCPType></{name}>"""
+
+
+def picture(width: int, height: int, split: int) -> bytes:
+    """A PNG that is blue in columns left of `split`, and red from there on."""
+    values = np.zeros((3, height, width), np.uint8)
+    values[0], values[2] = 10, 200
+    values[0, :, split:], values[2, :, split:] = 200, 10
+    name = f"/vsimem/{threading.get_ident()}.png"
+    gdal.GetDriverByName("PNG").CreateCopy(name, gdal_array.OpenArray(values))
+    file = gdal.VSIFOpenL(name, "rb")
+    body = gdal.VSIFReadL(1, 10_000_000, file)
+    gdal.VSIFCloseL(file)
+    return body
+
+
+class Maps(BaseHTTPRequestHandler):
+    """Web map tiles of 256 px, and a WMS: red in the east of the null meridian, blue in the west."""
 
     def do_GET(self):
-        z, x, _ = (int(part) for part in self.path.split(".")[0].strip("/").split("/"))
-        east = x >= 2 ** (z - 1)
-        made = gdal.GetDriverByName("MEM").Create("", 256, 256, 3)
-        for band, value in zip((1, 2, 3), (200, 0, 10) if east else (10, 0, 200)):  # noqa: B905
-            made.GetRasterBand(band).Fill(value)
-        gdal.GetDriverByName("PNG").CreateCopy(f"/vsimem/{id(self)}.png", made)
-        file = gdal.VSIFOpenL(f"/vsimem/{id(self)}.png", "rb")
-        body = gdal.VSIFReadL(1, 10_000_000, file)
-        gdal.VSIFCloseL(file)
-        self.send_response(404 if self.server.broken else 200)
-        self.send_header("Content-Type", "image/png")
+        place = urlsplit(self.path)
+        time.sleep(self.server.delay_s)
+        if place.path == "/wms":
+            asked = {key.upper(): value for key, value in parse_qsl(place.query)}
+            body, kind = self.wms(asked), "image/png" if asked["REQUEST"] == "GetMap" else "text/xml"
+        else:
+            z, x, _ = (int(part) for part in place.path.split(".")[0].strip("/").split("/"))
+            body, kind = picture(256, 256, 0 if x >= 2 ** (z - 1) else 256), "image/png"
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
         self.server.asked.append(self.path)
+
+    def wms(self, asked):
+        if asked["REQUEST"] != "GetMap":
+            operations = "".join(
+                OPERATION.format(name=name, kind=kind, port=self.server.server_port)
+                for name, kind in (("GetCapabilities", "text/xml"), ("GetMap", "image/png"))
+            )
+            return CAPABILITIES.format(operations=operations).encode()
+        left, _, right, _ = (float(part) for part in asked["BBOX"].split(","))
+        width = int(asked["WIDTH"])
+        split = round(min(max(-left / (right - left), 0), 1) * width)
+        return picture(width, int(asked["HEIGHT"]), split)
 
     def log_message(self, *words):
         pass
 
 
 @pytest.fixture
-def web_map():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Tiles)
-    server.asked, server.broken = [], False
+def server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Maps)
+    server.asked, server.delay_s = [], 0.0
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.png"
-    layer = added(f"type=xyz&url={url}&zmax=19&zmin=0", "Map of the web", "wms")
-    yield layer, server
+    yield server
     QgsProject.instance().removeAllMapLayers()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def web_map(server):
+    url = f"http://127.0.0.1:{server.server_port}/{{z}}/{{x}}/{{y}}.png"
+    return added(f"type=xyz&url={url}&zmax=19&zmin=0", "Map of the web", "wms"), server
+
+
+def test_a_wms_is_fetched_for_the_extent(fake_engine, server, tmp_path):
+    url = f"http://127.0.0.1:{server.server_port}/wms"
+    layer = added(f"crs=EPSG:3857&format=image/png&layers=ground&styles=&url={url}", "A WMS", "wms")
+    assert "web map without an end" in problem(INPUT=layer.id(), OUTPUT=str(tmp_path / "m.tif"))
+    extent = "-100,100,-50,50 [EPSG:3857]"
+    parameters = {"INPUT": layer.id(), "EXTENT": extent, "PIXEL_SIZE": 2, "OUTPUT": str(tmp_path / "m.tif")}
+    processing.run(ID, parameters)
+    values = given_scene(fake_engine).ReadAsArray()
+    assert values[:3, 25, 20].tolist() == [10, 0, 200]
+    assert values[:3, 25, 80].tolist() == [200, 0, 10]
+
+
+def test_cancelling_ends_the_fetching(web_map, fake_engine, tmp_path):
+    """In a thread of its own, as in the dialog, which has no event loop."""
+    layer, server = web_map
+    server.delay_s = 0.05
+    algorithm = QgsApplication.processingRegistry().createAlgorithmById(ID)
+    context, feedback = QgsProcessingContext(), QgsProcessingFeedback()
+    context.setProject(QgsProject.instance())
+    extent = "-20000,20000,-20000,20000 [EPSG:3857]"
+    given = {"INPUT": layer.id(), "EXTENT": extent, "PIXEL_SIZE": 8, "OUTPUT": str(tmp_path / "m.tif")}
+    task = QgsProcessingAlgRunnerTask(algorithm, given, context, feedback)
+    QgsApplication.taskManager().addTask(task)
+    end = time.monotonic() + 60
+    while len(server.asked) < 4:
+        QgsApplication.processEvents()
+        assert time.monotonic() < end
+    task.cancel()
+    while task.isActive():
+        QgsApplication.processEvents()
+        assert time.monotonic() < end
+    print(f"{len(server.asked)} tiles were fetched")
+    assert len(server.asked) < 100
+    assert fake_engine.log == []
 
 
 def test_a_web_map_needs_an_extent(web_map, tmp_path):
@@ -238,6 +363,7 @@ def test_results_lie_in_a_group_named_after_scene_and_model(fake_engine, scene, 
     names = [child.name() for child in group.children()]
     assert names == ["Banepa: polygons", "Banepa: class map", "Banepa: confidence"]
     assert [child.itemVisibilityChecked() for child in group.children()] == [True, True, False]
+    assert [child.isExpanded() for child in group.children()] == [True, True, False]
     assert len(QgsProject.instance().mapLayers()) == 4
     model = QgsLayerTreeModel(root)
     for child in group.children()[:2]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import time
 from pathlib import Path
 
@@ -13,12 +15,17 @@ from qgis.core import (
     QgsCoordinateTransform,
     QgsFeature,
     QgsGeometry,
+    QgsProcessingException,
     QgsProject,
     QgsRasterLayer,
     QgsRectangle,
+    QgsSettings,
     QgsVectorLayer,
 )
+from qgis.gui import QgsBrowserGuiModel
+from qgis.PyQt import sip
 from qgis.PyQt.QtCore import QCoreApplication
+from qgis.PyQt.QtWidgets import QApplication
 
 CLASSES = ["other", "building"]
 
@@ -67,6 +74,19 @@ def given(fake_engine, command: str) -> list[str]:
     return [entry["argv"] for entry in fake_engine.log if entry.get("argv", [""])[0] == command][-1]
 
 
+def test_the_panel_shows_itself_once_when_the_plugin_is_new(qgis_processing, qgis_iface, fake_engine, monkeypatch):
+    from cegate_geo_qgis import classFactory
+
+    for name in ("addPluginToRasterMenu", "removePluginRasterMenu", "addToolBarIcon", "removeToolBarIcon"):
+        monkeypatch.setattr(qgis_iface, name, lambda *words: None, raising=False)
+    QgsSettings().remove("cegate_geo")
+    for is_visible in (True, False, False):
+        made = classFactory(qgis_iface)
+        made.initGui()
+        assert made.panel.isHidden() is not is_visible
+        made.unload()
+
+
 def test_the_card_is_read_beside_the_window_once_and_judged(plugin, fake_engine):
     panel = plugin.panel
     wait(lambda: panel.card() is not None)
@@ -99,6 +119,20 @@ def test_a_model_that_can_not_be_read_is_told_in_the_engines_words(panel, fake_e
     wait(lambda: "No model" in panel.form.card.toPlainText())
     assert panel.form.card.toPlainText() == "No model of this name. Check the path."
     assert panel.card() is None
+
+
+def test_an_engine_that_was_set_up_anew_in_its_place_is_asked_again(panel, fake_engine, tmp_path, monkeypatch):
+    engine = tmp_path / "cegate-geo"
+    engine.write_text("#!/bin/sh\nexit 1\n")
+    engine.chmod(0o755)
+    usual = os.environ["CEGATE_GEO_ENGINE"]
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", str(engine))
+    panel._refresh()
+    wait(lambda: "exit code 1" in panel.form.card.toPlainText())
+    engine.write_text(f'#!/bin/sh\nexec {usual} "$@"\n')
+    os.utime(engine, (1, 1))
+    panel._refresh()
+    wait(lambda: panel.card() is not None)
 
 
 def test_without_an_engine_the_way_to_one_is_shown(panel, monkeypatch):
@@ -194,6 +228,92 @@ def test_a_failure_is_told_in_the_engines_words(panel, fake_engine):
     panel.form.run_all.click()
     assert "The model has 4 bands, the scene 3." in finish(panel)
     assert "color" in panel.form.status.styleSheet()
+
+
+def test_what_fails_before_it_begins_is_told_and_ends(panel, monkeypatch):
+    """A task whose preparation fails is never executed."""
+    from cegate_geo_qgis.segment_raster import SegmentRaster
+
+    def prepare(*words):
+        raise QgsProcessingException("The layer is not usable.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentRaster, "prepareAlgorithm", prepare)
+        panel.form.run_all.click()
+        assert not panel.runs.is_running()
+        assert panel.form.status.text() == "The layer is not usable."
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+
+
+def test_results_are_loaded_by_a_newer_processing_too(panel, monkeypatch):
+    """From QGIS 3.30 on it takes no `showResults`."""
+    from cegate_geo_qgis import panel_run
+
+    usual = panel_run.handleAlgorithmResults
+
+    def newer(alg, context, feedback=None, parameters=None):
+        return usual(alg, context, feedback, parameters=parameters)
+
+    monkeypatch.setattr(panel_run, "handleAlgorithmResults", newer)
+    panel.form.run_all.click()
+    assert finish(panel) == "Done."
+    assert len(QgsProject.instance().mapLayers()) == 2
+
+
+@pytest.fixture
+def browser(qgis_iface, monkeypatch):
+    """What QGIS' file widgets ask of the window."""
+    model = QgsBrowserGuiModel()
+    monkeypatch.setattr(qgis_iface, "browserModel", lambda: model, raising=False)
+
+
+def shown(name: str) -> list:
+    windows = [w for w in QApplication.topLevelWidgets() if hasattr(w, "algorithmFinished") and w.isVisible()]
+    return [window for window in windows if window.algorithm().name() == name]
+
+
+def opened(name: str):
+    """The dialog of an algorithm that is on the screen, held by nobody but the panel.
+
+    The desktop's window does not hold the Python halves of its children: without its own a dialog's Run does nothing.
+    """
+    for dialog in shown(name):
+        sip.transferback(dialog)
+    del dialog
+    gc.collect()
+    (dialog,) = shown(name)
+    return dialog
+
+
+def test_setting_up_does_not_block_the_window(panel, browser, monkeypatch):
+    engine = os.environ["CEGATE_GEO_ENGINE"]
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", "/no/such/engine")
+    panel._refresh()
+    panel.form.set_up.click()
+    dialog, ended = opened("set_up_engine"), []
+    assert not dialog.isModal()
+    assert panel.form.engine_row.isVisibleTo(panel)
+    monkeypatch.setenv("CEGATE_GEO_ENGINE", engine)  # as if it were set up
+    dialog.setParameters({"ACTION": "remove"})
+    dialog.algorithmFinished.connect(lambda ok, results: ended.append(ok))
+    dialog.runButton().click()
+    wait(lambda: ended)
+    assert ended == [True]
+    assert not panel.form.engine_row.isVisibleTo(panel)
+    dialog.close()
+
+
+def test_more_options_open_the_dialog_of_adapting_which_runs(panel, browser, tmp_path):
+    draw_two(make_labels(panel, str(tmp_path / "labels.gpkg")))
+    panel.form.more.click()
+    dialog, ended = opened("adapt_model"), []
+    dialog.algorithmFinished.connect(lambda ok, results: ended.append(results.get("MODEL")))
+    dialog.runButton().click()
+    wait(lambda: ended)
+    assert ended == [str(tmp_path / "run_1" / "model.onnx")]
+    dialog.close()
+    panel.labels.layer().rollBack()
 
 
 def test_the_window_is_never_blocked(panel, fake_engine):
@@ -299,8 +419,10 @@ def test_unloading_in_the_middle_of_a_run_ends_the_engine(plugin, fake_engine, t
     plugin.panel.form.target.setFilePath(str(tmp_path / "all.tif"))
     plugin.panel.form.run_all.click()
     wait(lambda: plugin.panel.form.bar.value() > 10)
+    task = plugin.panel.runs._running.task
     plugin.unload()
     assert plugin.panel is None
+    assert not task.isActive()
     pid = [entry["pid"] for entry in fake_engine.log if entry.get("argv", [""])[0] == "predict"][-1]
     wait(lambda: not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2], 5)
     assert not (tmp_path / "all.tif").exists()

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from urllib.parse import quote
+
 import numpy as np
 import processing
 import pytest
@@ -306,6 +308,31 @@ def test_a_filter_on_the_layer_counts(fake_engine, scene, tmp_path):
     assert layer.setSubsetString('"fid" <= 2')
     run(INPUT=str(scene), AOI=layer, OUTPUT=str(tmp_path / "m.tif"))
     assert QgsVectorLayer(aoi_given(fake_engine), "written", "ogr").featureCount() == 2
+
+
+def test_unsaved_edits_of_an_area_count(fake_engine, scene, tmp_path):
+    layer = QgsVectorLayer(_saved(polygon_layer(count=3), tmp_path / "all.gpkg"), "area", "ogr")
+    layer.startEditing()
+    layer.deleteFeature(next(f.id() for f in layer.getFeatures()))
+    run(INPUT=str(scene), AOI=layer, OUTPUT=str(tmp_path / "m.tif"))
+    assert QgsVectorLayer(aoi_given(fake_engine), "written", "ogr").featureCount() == 2
+    layer.rollBack()
+
+
+@pytest.mark.parametrize("provider_name", ["delimitedtext", "virtual"])
+def test_polygons_that_are_no_file_of_shapes_are_written(fake_engine, scene, tmp_path, provider_name):
+    table = tmp_path / "shapes.csv"
+    table.write_text('wkt\n"POLYGON((0 0, 1 0, 1 1, 0 0))"\n"POLYGON((2 0, 3 0, 3 1, 2 0))"\n')
+    source = f"{table.as_uri()}?wktField=wkt&crs=EPSG:3857&delimiter=,&geomType=polygon"
+    if provider_name == "virtual":
+        query = "SELECT geom_from_wkt('POLYGON((0 0, 1 0, 1 1, 0 0))') AS geometry UNION ALL SELECT "
+        query += "geom_from_wkt('POLYGON((2 0, 3 0, 3 1, 2 0))')"
+        source = f"?query={quote(query)}&geometry=geometry:3:3857"
+    layer = QgsVectorLayer(source, "shapes", provider_name)
+    assert layer.isValid()
+    run(INPUT=str(scene), AOI=layer, OUTPUT=str(tmp_path / "m.tif"))
+    written = QgsVectorLayer(aoi_given(fake_engine), "written", "ogr")
+    assert (written.featureCount(), written.crs().authid()) == (2, "EPSG:3857")
 
 
 def _saved(layer, path, name="area") -> str:
