@@ -205,7 +205,7 @@ DATASETS: Mapping[str, Dataset] = {
         **_one_class("building"),
     ),
     "whu-satellite": _dataset(
-        "WHU building dataset, satellite II (East Asia), tiles of 512 px; 0.35 m by its area, 0.45 m elsewhere: --gsd",
+        "WHU building dataset, satellite II (East Asia), tiles of 512 px; 0.35 m by its area: --gsd",
         "@/image/*.tif",
         "@/label/{}.tif",
         train=("train", "train_no"),
