@@ -26,8 +26,8 @@ def command(
     Settings may be run side by side into one folder, each with --setting; the same command without it then makes the
     table of all. --dry-run shows how far it is: methods of which every rate was tried.
 
-    The folder gets table.md, table.json, table.html with plots, and runs/. Failed runs are listed, and make the exit
-    code 1.
+    The folder gets table.md, table.json, table.html with plots, table.svg with the differences to the reference over
+    all regions, and runs/. Failed runs are listed, and make the exit code 1.
 
     \b
     config = "recipe.toml"            # of adapt; its paths start from the working folder
@@ -49,7 +49,7 @@ def command(
     """  # noqa: D301 - click wants the character
     from cegate_geo.cli.events import watch_cancel
     from cegate_geo.train.benchmark import run_suite
-    from cegate_geo.train.benchmark_page import to_page
+    from cegate_geo.train.benchmark_page import overall_chart, to_page
     from cegate_geo.train.benchmark_table import to_json, to_markdown
     from cegate_geo.train.memory import keep_freed_memory
     from cegate_geo.train.run_files import write_text
@@ -71,6 +71,8 @@ def command(
         write_text(folder / "table.json", json.dumps(to_json(planned.config, records), indent=2) + "\n")
         write_text(folder / "table.md", text)
         write_text(folder / "table.html", to_page(planned.config, records))
+        if picture := overall_chart(planned.config, records):
+            write_text(folder / "table.svg", picture)
     click.echo(text)
     if any(record.failure for record in records):
         context.exit(1)

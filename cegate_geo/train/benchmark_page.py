@@ -25,6 +25,7 @@ from cegate_geo.html import (
 )
 from cegate_geo.train.benchmark import RunRecord
 from cegate_geo.train.benchmark_table import Row, cells, explain, heading, make_rows
+from cegate_geo.train.difference_chart import difference_chart, standalone
 from cegate_geo.train.suite import SuiteConfig
 
 COLORS = (
@@ -44,12 +45,24 @@ def to_page(config: SuiteConfig, records: Sequence[RunRecord]) -> str:
         own = [r for r in rows if (r.setting, r.region) == (setting, region)]
         plot = scatter(own, colors, label=f"Mean IoU against trained parameters, {heading(setting, region)}")
         shown = card("Mean IoU against parameters that are trained at a time", legend(list(colors.items())) + plot)
-        parts.append(
-            section(heading(setting, region), table(head, [cells(config, r) for r in own]), shown if plot else "")
-        )
+        label = f"Difference to {config.compared_with}, {heading(setting, region)}"
+        chart = difference_chart(own, reference=config.compared_with, label=label)
+        compared = card(f"Difference to {config.compared_with}, with its 95 % interval", chart) if chart else ""
+        cut = table(head, [cells(config, r) for r in own])
+        parts.append(section(heading(setting, region), cut, compared, shown if plot else ""))
     failed = [[str(r.key), r.failure] for r in records if r.failure]
     parts.append(section("Failures", table(["run", "why"], failed, text=True) if failed else "<p>No run failed.</p>"))
     return page(config.name, *parts)
+
+
+def overall_chart(config: SuiteConfig, records: Sequence[RunRecord]) -> str:
+    """Differences to the reference over all regions, as an SVG file; empty where nothing is compared."""
+    rows = make_rows(config, records)
+    last = (rows[-1].setting, rows[-1].region)
+    own = [r for r in rows if (r.setting, r.region) == last]
+    label = f"Difference to {config.compared_with}, {heading(*last)}"
+    chart = difference_chart(own, reference=config.compared_with, label=label)
+    return standalone(chart) if chart else ""
 
 
 def scatter(rows: Sequence[Row], colors: dict[str, str], *, label: str) -> str:

@@ -15,7 +15,7 @@ from cegate_geo.cli.main import main
 from cegate_geo.errors import CancelledError, ConfigError, InputError
 from cegate_geo.train import benchmark
 from cegate_geo.train.benchmark import RunRecord, run_suite
-from cegate_geo.train.benchmark_page import to_page
+from cegate_geo.train.benchmark_page import overall_chart, to_page
 from cegate_geo.train.benchmark_table import make_rows, to_json, to_markdown
 from cegate_geo.train.config import AdaptConfig, SourceConfig
 from cegate_geo.train.config_file import to_table
@@ -394,12 +394,43 @@ def test_the_plot_shows_every_method_at_its_parameters() -> None:
         for m, v, n in (("gate", 0.6, 10_000), ("full", 0.5, 1_000_000))
     ]
     text = to_page(config, records)
-    svg = ET.fromstring(text[text.index("<svg") : text.index("</svg>") + 6])
+    svg = ET.fromstring(text[text.rindex("<svg") : text.rindex("</svg>") + 6])
     (x1, y1), (x2, y2) = ((float(c.get("cx", 0)), float(c.get("cy", 0))) for c in svg.iter("circle"))
     assert x1 == 52  # 10 k: the left end
     assert x2 == 560 - 14  # 1 M: the right end
     assert y1 < y2
     assert {t.text for t in svg.iter("title")} >= {"gate: 60.0 ± 0.0", "full: 50.0 ± 0.0"}
+
+
+def test_differences_are_drawn_to_scale_with_their_intervals(
+    suite_file: Path, tmp_path: Path, trainer: Trainer
+) -> None:
+    suite = read_suite(suite_file)
+    records = run_suite(suite, tmp_path / "table")
+    frozen = make_rows(suite.config, records)[-1]
+    assert (frozen.region, frozen.method) == ("all regions", "frozen")
+    difference = frozen.difference
+    assert difference is not None
+    assert difference.low is not None
+    assert difference.high is not None
+    svg = ET.fromstring(overall_chart(suite.config, records))
+    name = "{http://www.w3.org/2000/svg}"
+    texts = [t.text for t in svg.iter(f"{name}text")]
+    assert {"gate", "frozen", "0", "54.4 ± 1.1", "50.0 ± 1.0"} <= set(texts)
+    reference, other = (float(c.get("cx", 0)) for c in svg.iter(f"{name}circle"))
+    ticks = {t.text: float(t.get("x", 0)) for t in svg.iter(f"{name}text") if t.get("text-anchor") == "middle"}
+    pixels_per_point = (ticks["0"] - ticks["-5"]) / 5
+    assert reference == pytest.approx(ticks["0"], abs=0.1)
+    assert other == pytest.approx(reference + 100 * difference.mean * pixels_per_point, abs=0.1)
+    (line,) = [p.get("d", "") for p in svg.iter(f"{name}path") if "H" in p.get("d", "")]
+    low, high = (float(x) for x in (line[1:].split()[0], line.partition("H")[2]))
+    assert (high - low) / pixels_per_point == pytest.approx(100 * (difference.high - difference.low), abs=0.1)
+
+
+def test_one_method_alone_is_compared_with_nothing(suite_file: Path, tmp_path: Path, trainer: Trainer) -> None:
+    suite_file.write_text(SUITE.replace('["gate", "frozen"]', '["gate"]'), encoding="utf-8")
+    suite = read_suite(suite_file)
+    assert overall_chart(suite.config, run_suite(suite, tmp_path / "table")) == ""
 
 
 def test_the_command_runs_a_suite_goes_on_and_says_what_failed(
@@ -421,6 +452,7 @@ def test_the_command_runs_a_suite_goes_on_and_says_what_failed(
     stamp = next(Path("table").rglob("vpt/*/adapter.safetensors")).stat().st_mtime_ns
     assert "| vpt | 0.001 |" in capsys.readouterr().out
     assert "<svg" in Path("table/table.html").read_text(encoding="utf-8")
+    assert ET.parse("table/table.svg").getroot().get("aria-label") == "Difference to vpt, town: near"
     Path("suite.toml").write_text(text.replace('"near.gpkg"', '"gone.gpkg"'), encoding="utf-8")
     assert main(words) == 1
     assert next(Path("table").rglob("vpt/*/adapter.safetensors")).stat().st_mtime_ns == stamp
