@@ -120,7 +120,12 @@ def make_config(settings: DemoSettings, files: RegionFiles, weights: str) -> Ada
             ),
         ),
         model=ModelConfig(
-            backbone="vit_tiny_patch16_224", weights=weights, head="dpt-detail", head_dim=64, tile_size=settings.crop
+            backbone="vit_tiny_patch16_224",
+            weights=weights,
+            head="dpt-detail",
+            head_dim=64,
+            norm="group",  # better in few steps, on source validation: docs/LOG.md
+            tile_size=settings.crop,
         ),
         peft=PeftConfig(
             budget=0.25,
