@@ -146,7 +146,7 @@ def make_config(settings: DemoSettings, files: RegionFiles, weights: str) -> Ada
             validation=0.12,
             validate_every=max(1, settings.steps // 3),
             save_every=settings.steps,
-            seed=settings.seed,
+            seed=settings.training_seed,
         ),
         name="cegate-demo",
         description="Made by cegate-geo demo from a region that code drew. For looking at, not for use.",
