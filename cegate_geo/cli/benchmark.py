@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from cegate_geo.train.benchmark import RunRecord
+    from cegate_geo.train.suite import SuiteConfig
 
 
 @click.command("benchmark", short_help="Methods x settings x seeds, with a table.")
@@ -49,10 +54,8 @@ def command(
     """  # noqa: D301 - click wants the character
     from cegate_geo.cli.events import watch_cancel
     from cegate_geo.train.benchmark import run_suite
-    from cegate_geo.train.benchmark_page import overall_chart, to_page
-    from cegate_geo.train.benchmark_table import to_json, to_markdown
+    from cegate_geo.train.benchmark_table import to_markdown
     from cegate_geo.train.memory import keep_freed_memory
-    from cegate_geo.train.run_files import write_text
     from cegate_geo.train.suite import read_suite
 
     keep_freed_memory()
@@ -66,13 +69,21 @@ def command(
             told=lambda text: click.echo(text, err=True),
             cancelled=cancelled,
         )
-    text = to_markdown(planned.config, records)
     if not is_dry:
-        write_text(folder / "table.json", json.dumps(to_json(planned.config, records), indent=2) + "\n")
-        write_text(folder / "table.md", text)
-        write_text(folder / "table.html", to_page(planned.config, records))
-        if picture := overall_chart(planned.config, records):
-            write_text(folder / "table.svg", picture)
-    click.echo(text)
+        _write_tables(planned.config, records, folder)
+    click.echo(to_markdown(planned.config, records))
     if any(record.failure for record in records):
         context.exit(1)
+
+
+def _write_tables(config: SuiteConfig, records: list[RunRecord], folder: Path) -> None:
+    """The table in all its forms."""
+    from cegate_geo.train.benchmark_page import overall_chart, to_page
+    from cegate_geo.train.benchmark_table import to_json, to_markdown
+    from cegate_geo.train.run_files import write_text
+
+    write_text(folder / "table.json", json.dumps(to_json(config, records), indent=2) + "\n")
+    write_text(folder / "table.md", to_markdown(config, records))
+    write_text(folder / "table.html", to_page(config, records))
+    if picture := overall_chart(config, records):
+        write_text(folder / "table.svg", picture)

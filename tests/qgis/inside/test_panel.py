@@ -133,6 +133,7 @@ def test_an_engine_that_was_set_up_anew_in_its_place_is_asked_again(panel, fake_
     os.utime(engine, (1, 1))
     panel._refresh()
     wait(lambda: panel.card() is not None)
+    assert "exit code" not in panel.form.card.toPlainText()
 
 
 def test_without_an_engine_the_way_to_one_is_shown(panel, monkeypatch):
