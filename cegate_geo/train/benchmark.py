@@ -116,7 +116,7 @@ class _Runner:
             )
         if not (run / DONE).is_file():
             if self.is_dry:
-                return None
+                return self._failed_before(key)
             try:
                 result = adapt(
                     config,
@@ -178,6 +178,13 @@ class _Runner:
             stored_parameters=result["stored_parameters"],
             seconds=result["seconds"],
         )
+
+    def _failed_before(self, key: RunKey) -> RunRecord | None:
+        """A run that failed the last time it was tried; None where it did not."""
+        path = self.folder / key.folder / FAILURE
+        if not path.is_file():
+            return None
+        return RunRecord(key=key, failure=json.loads(path.read_text(encoding="utf-8"))["failure"])
 
     def _failed(self, key: RunKey, error: Exception, *, of: RunRecord | None = None) -> RunRecord:
         text = " ".join(f"{type(error).__name__}: {error}".split())

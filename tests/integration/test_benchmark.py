@@ -255,6 +255,7 @@ def test_failures_are_listed_and_tried_again(suite_file: Path, tmp_path: Path, t
     table = to_json(suite.config, records)
     assert table["failures"] == [{"run": "town, gate, lr 0.01, seed 4", "failure": "RuntimeError: out of memory"}]
     assert table["rows"][0]["miou"]["count"] == 2
+    assert run_suite(suite, tmp_path / "table", is_dry=True) == records
     assert "out of memory" in to_page(suite.config, records)
     trainer.broken = lambda config: None
     records = run_suite(suite, tmp_path / "table")
