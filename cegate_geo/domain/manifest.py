@@ -112,6 +112,21 @@ class Manifest:
         """Whether the graph takes values in 0-1 units as they are, and gives probabilities: as our own exports do."""
         return self.scaling == "unit" and self.output == "probabilities" and not (self.mean or self.std or self.clip)
 
+    def require_portable(self, what: str) -> None:
+        """Refuse to describe the model in a form that knows no other contract.
+
+        Args:
+            what: The form, as in "a definition".
+
+        Raises:
+            ModelError: If the model takes values that are scaled otherwise, or gives no probabilities.
+        """
+        if not self.is_portable:
+            raise ModelError(
+                f"The manifest says scaling={self.scaling!r}, output={self.output!r}.",
+                hint=f"Only models that cegate-geo exported get {what}.",
+            )
+
     def to_json(self) -> str:
         """The manifest as one JSON object. Law: `from_json(m.to_json()) == m`."""
         table: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -24,7 +24,6 @@ from typing import Any
 
 from cegate_geo.api import describe_model
 from cegate_geo.domain.manifest import Manifest
-from cegate_geo.errors import ModelError
 from cegate_geo.train.run_files import write_text
 
 SUFFIX = ".emd"
@@ -60,11 +59,7 @@ def make_definition(manifest: Manifest, weights: str) -> dict[str, Any]:
     Raises:
         ModelError: If the model takes values that are scaled otherwise, or gives no probabilities.
     """
-    if not manifest.is_portable:
-        raise ModelError(
-            f"The manifest says scaling={manifest.scaling!r}, output={manifest.output!r}.",
-            hint="Only models that cegate-geo exported get a definition.",
-        )
+    manifest.require_portable("a definition")
     return {
         "Framework": "ONNX",
         "ModelType": "ImageClassification",

@@ -15,7 +15,6 @@ from typing import Any
 from cegate_geo.api import describe_model
 from cegate_geo.domain.legend import LegendClass
 from cegate_geo.domain.manifest import Manifest
-from cegate_geo.errors import ModelError
 from cegate_geo.train.run_files import write_text
 
 EXTENSIONS = (
@@ -55,11 +54,7 @@ def make_item(manifest: Manifest, weights: str, *, created: datetime.datetime | 
     Raises:
         ModelError: If the model takes values that are scaled otherwise, or gives no probabilities.
     """
-    if not manifest.is_portable:
-        raise ModelError(
-            f"The manifest says scaling={manifest.scaling!r}, output={manifest.output!r}.",
-            hint="Only models that cegate-geo exported get an item.",
-        )
+    manifest.require_portable("an item")
     now = (created or datetime.datetime.now(datetime.UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     is_identifier = re.fullmatch(r"[\w\-.+]+", manifest.licence) is not None
     told = [manifest.description, "" if is_identifier or not manifest.licence else f"Licence: {manifest.licence}"]
