@@ -29,6 +29,9 @@ CONNECT_S = 10.0
 LOCAL = "local"
 TOPIC = "cegate-geo"
 """Of what workers say while they compute."""
+QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
+"""Of workers that we start: by default Dask looks at each of their threads a hundred times a second, and ticks fifty times
+in each process, for a dashboard that is not there."""
 INSTALL = 'pip install "cegate-geo[distributed]"'
 
 
@@ -248,7 +251,7 @@ def _local_cluster(distributed: Any, workers: int) -> Iterator[Any]:
 
     with tempfile.TemporaryDirectory(prefix="cegate-dask-", ignore_cleanup_errors=True) as folder:
         try:
-            with dask.config.set({"temporary-directory": folder}):  # the scheduler's, too
+            with dask.config.set({"temporary-directory": folder, **QUIET}):  # the scheduler's, too
                 cluster = distributed.LocalCluster(
                     n_workers=workers,
                     threads_per_worker=1,

@@ -223,12 +223,34 @@ def _shard_shape(region: Window, width: int, options: PredictOptions) -> tuple[i
     return max(rows // BLOCK_SIZE, 1) * BLOCK_SIZE, min(width, -(-region.col_end // BLOCK_SIZE) * BLOCK_SIZE)
 
 
-def decide(run: Run, wait: Callable[[Callable[[], AnyPredictor]], AnyPredictor] = lambda work: work()) -> Run:
+Wait = Callable[[Callable[[], AnyPredictor]], AnyPredictor]
+"""Runs what may take long and can't be interrupted; it may raise to stop."""
+
+
+def decide(run: Run, wait: Wait = lambda work: work()) -> Run:
+    """The run once a tile of the scene has shown what the model gives, that its provider can be trusted, and what it takes.
+
+    Args:
+        run: What is settled.
+        wait: See `Wait`.
+    """
+    run = proven(run, wait)
+    seen = run.form.margin.around(Window.of_shape(run.plan.tile_shape))
+    shape = (run.form.batch_size, run.scene.channels, *seen.shape)
+
+    def looked_at() -> AnyPredictor:
+        run.predictor.look_at_memory(shape)
+        return run.predictor
+
+    return fitted(replace(run, predictor=wait(looked_at)))
+
+
+def proven(run: Run, wait: Wait = lambda work: work()) -> Run:
     """The run once a tile of the scene has shown what the model gives, and that its provider can be trusted.
 
     Args:
         run: What is settled.
-        wait: Runs what may take long and can't be interrupted; it may raise to stop.
+        wait: See `Wait`.
     """
     predictor = run.predictor
     is_decided, is_proven = predictor.manifest.output != "undecided", predictor.is_proven
@@ -237,14 +259,7 @@ def decide(run: Run, wait: Callable[[Callable[[], AnyPredictor]], AnyPredictor] 
         if not is_decided:
             predictor = wait(partial(predictor.decided, tile))
         predictor = wait(partial(predictor.proven, tile))
-    seen = run.form.margin.around(Window.of_shape(run.plan.tile_shape))
-    shape = (run.form.batch_size, run.scene.channels, *seen.shape)
-
-    def looked_at() -> AnyPredictor:
-        predictor.look_at_memory(shape)
-        return predictor
-
-    return fitted(replace(run, predictor=wait(looked_at)))
+    return replace(run, predictor=predictor)
 
 
 def tags(run: Run, sha256: str) -> dict[str, str]:

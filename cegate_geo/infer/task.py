@@ -39,7 +39,7 @@ from cegate_geo.infer.journal import Entry, Journal
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import is_plain_path
-from cegate_geo.infer.settle import Run, decide, fitted, session_options, settle
+from cegate_geo.infer.settle import Run, fitted, proven, session_options, settle
 from cegate_geo.infer.shard_store import shard_file, tell_difference
 from cegate_geo.infer.tally import Tally
 
@@ -183,7 +183,8 @@ def _run_of(job: Job, packed: bytes, view: WorkerView) -> Iterator[Run]:
         predictor, sha256 = _predictor(job, packed, threads=view.threads)
         bands = job.options.bands or predictor.contract.scene_bands
         with closing(open_scene(job.scene, predictor.manifest, bands=bands, nodata=job.options.nodata)) as scene:
-            run = fitted(decide(settle(scene, predictor, job.options)), batch_size=stored_batch(job.header))
+            # What the client measured of the model's memory has decided batch and shards: it need not be seen again.
+            run = fitted(proven(settle(scene, predictor, job.options)), batch_size=stored_batch(job.header))
             told = tell_difference(job.header["key"], job_key(run, sha256))
             if told:
                 raise ModelError(
