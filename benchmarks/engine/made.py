@@ -49,6 +49,14 @@ def make_nearly_free(path: Path, *, overlap: int) -> Path:
     return _save(_graph(nodes, weights, classes=3), path, ("a", "b", "c"), overlap=overlap)
 
 
+def make_many_classes(path: Path, *, overlap: int, classes: int) -> Path:
+    """As many classes as wanted, mixed from the bands by one convolution of a pixel: nearly free, too."""
+    kernel = np.random.default_rng(0).uniform(0, 1 / 3, (classes, 3, 1, 1)).astype(np.float32)
+    weights = [numpy_helper.from_array(kernel, "kernel")]
+    nodes = [helper.make_node("Conv", ["x", "kernel"], ["y"])]
+    return _save(_graph(nodes, weights, classes=classes), path, [f"class {n}" for n in range(classes)], overlap=overlap)
+
+
 def make_convolutions(path: Path, *, overlap: int, layers: int = 4) -> Path:
     """Three classes from random convolutions of 3 x 3 and 32 channels: a stand-in for a real model in quick runs."""
     random, name, channels, nodes, weights = np.random.default_rng(0), "x", 3, [], []
