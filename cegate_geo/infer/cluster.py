@@ -316,6 +316,14 @@ class WorkerView:
         """What it may use, as its owner said when it was started (`--nthreads`)."""
         return int(self._worker.state.nthreads)
 
+    @property
+    def folder(self) -> str:
+        """Its own, for what is temporary (`--local-directory`).
+
+        Dask removes it with the worker. Of one that was killed its nanny does, or the next worker that starts there.
+        """
+        return str(self._worker.local_directory)
+
     def is_wanted(self) -> bool:
         """Whether somebody waits for the call: False once it was cancelled, its client died, or the worker ends."""
         task = self._worker.state.tasks.get(self.key)
