@@ -28,8 +28,8 @@ from cegate_geo.infer.shard_file import write_shard
 from cegate_geo.infer.shard_store import ShardStore, shard_file
 from cegate_geo.infer.writer import write_errors
 
-PIECE = 4 * 2**20
-"""Bytes that are under way at once."""
+PIECE = 2 * 2**20
+"""Bytes that are under way at once; client and scheduler hold some three times as many meanwhile."""
 AREA_BYTES = 32 * 2**20
 """A file of an area of interest is read anew for each call; larger ones are not sent."""
 EXTERNAL = (".data", "_data")

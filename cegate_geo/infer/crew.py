@@ -248,10 +248,10 @@ class Crew:
         self._refuse(hand.address, why)
 
     def _take_results(self, hand: Hand, result: Mapping[str, Any]) -> None:
-        hand.offered.clear()  # it waits until all are fetched, as long as it can
-        if not hand.carries:
-            self._know(map(Entry.from_json, result["entries"]))
         error: CegateError | None = result["error"]
+        hand.offered.clear()
+        if not hand.carries or error is None:  # it waits until all are fetched, as long as it can
+            self._know(map(Entry.from_json, result["entries"]))
         if isinstance(error, CancelledError):  # not by us: the worker is about to end
             self._lose(self._hands.pop(hand.address))
             return

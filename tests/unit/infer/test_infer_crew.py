@@ -103,6 +103,8 @@ class FakeCluster:
         self.blind: set[str] = set()
         """They see no folder: their shards are there once they are fetched."""
         self.on_fetch: Callable[[FakeCall], bool] = lambda _: True
+        self.unheard: set[Window] = set()
+        """Shards of which the client does not hear that the worker has heard that they were fetched."""
         self.sent: list[tuple[str, str]] = []
         self.on_look: Callable[[int], None] = lambda _: None
         self.looks = 0
@@ -140,7 +142,7 @@ class FakeCluster:
             return False
         call.unfetched.remove(found.window)
         self.store.journal.append(found.window)
-        return True
+        return found.window not in self.unheard
 
     def send(self, call: FakeCall, lacks: str) -> None:
         self.sent.append((call.worker, lacks))
@@ -304,39 +306,53 @@ def test_what_was_not_fetched_from_a_lost_worker_is_computed_by_others() -> None
     assert len(cluster.store.journal) == 12
 
 
-def test_a_shard_that_can_t_be_fetched_now_is_asked_for_again_and_holds_up_nobody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_who_can_t_be_reached_is_asked_again_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(crew_module, "LOOK_EVERY_S", 0.01)
-    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+    cluster = FakeCluster(Store(), {"a": 1, "b": 3}, wanted=2)
     cluster.blind = {"a", "b"}
     tried: list[str] = []
-    cluster.on_fetch = lambda call: tried.append(call.worker) or call.worker == "a" or tried.count("b") > 3  # type: ignore[func-returns-value]
+
+    def once_a_has_been_heard(call: FakeCall) -> bool:
+        tried.append(call.worker)
+        assert tried.count("b") < 200, "nobody else is asked"
+        return call.worker == "a" or tried.count("a") > 2
+
+    cluster.on_fetch = once_a_has_been_heard
     with pytest.warns(CegateWarning, match="does not see"):
         compute(cluster, [strip(12)])
-    assert "a" in tried[tried.index("b") : len(tried) - tried[::-1].index("b")]
+    assert len(cluster.store.journal) == 12
+    assert tried.index("b") < tried.index("a"), "it had the most"
 
 
-def test_what_a_failed_worker_did_not_get_rid_of_does_not_count() -> None:
-    """Its disk fails, say, and it says so: what was fetched before stays."""
-    cluster = FakeCluster(Store(), {"a": 1})
-    cluster.blind = {"a"}
-    cluster.on_fetch = lambda call: len(cluster.store.journal) < 2
+def test_what_was_fetched_without_an_answer_is_not_computed_again() -> None:
+    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+    cluster.blind = {"a", "b"}
+    cluster.unheard = {strip(12)[5], strip(12)[11]}  # the last of each
+    with pytest.warns(CegateWarning, match="does not see"):
+        compute(cluster, [strip(12)])
+    assert sorted(cluster.store.journal, key=str) == sorted(strip(12), key=str)
 
-    def fail(call: FakeCall) -> Any:
-        return call.result if call.is_greeting else {
-            "entries": [entry(window).to_json() for window in call.stack], "done": 9, "skipped": 0,
-            "error": CegateError("/tmp/x: no such file."),
-        }  # fmt: skip
 
-    cluster.result = fail  # type: ignore[method-assign]
-    cluster.on_look = lambda looks: [
-        setattr(call, "state", "done") for call in handed(cluster) if looks > 40
-    ] and None  # fmt: skip
-    taken: list[Window] = []
-    with pytest.warns(CegateWarning, match="does not see"), pytest.raises(CegateError, match="no such file"):
-        crew_of(cluster, taken).compute([strip(4)])
-    assert taken == list(strip(2))
+def test_what_was_not_fetched_from_a_worker_that_ends_by_itself_is_computed_by_others() -> None:
+    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+    cluster.blind = {"a", "b"}
+    cluster.on_fetch = lambda call: call.worker == "a"
+
+    def retire(looks: int) -> None:
+        if looks == 6:
+            call = next(call for call in handed(cluster) if call.worker == "b")
+            lines = [entry(window).to_json() for window in call.unfetched]
+            assert lines
+            call.state = "done"
+            call.result = {"entries": lines, "done": 99, "skipped": 0, "error": CancelledError("Cancelled.")}
+        if looks == 7:
+            del cluster.speeds["b"]
+
+    cluster.on_look = retire
+    with pytest.warns(CegateWarning) as told:
+        compute(cluster, [strip(12)])
+    assert "worker b was lost" in str(told[-1].message)
+    assert len(cluster.store.journal) == 12
 
 
 def test_a_shard_that_ends_its_workers_fails_by_name() -> None:
