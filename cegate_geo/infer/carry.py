@@ -26,7 +26,6 @@ from cegate_geo.infer.predictor import file_sha256
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.shard_file import write_shard
 from cegate_geo.infer.shard_store import ShardStore, shard_file
-from cegate_geo.infer.writer import write_errors
 
 PIECE = 2 * 2**20
 """Bytes that are under way at once; client and scheduler hold some three times as many meanwhile."""
@@ -38,6 +37,7 @@ SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")
 PREFIX = "cegate-"
 """Of a call's folder."""
 POLL_S = 0.1
+ITS_DISK = "Check that disk of the worker; its --local-directory names another."
 
 Parcel = tuple[Path, ...]
 """A file that can be sent, and those that have to lie beside or below it."""
@@ -97,8 +97,7 @@ class Desk:
     def path(self) -> Path:
         """The folder."""
         if self._path is None:
-            with write_errors(Path(self._view.folder)):
-                made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=self._view.folder, ignore_cleanup_errors=True)
+            made = tempfile.TemporaryDirectory(prefix=PREFIX, dir=self._view.folder, ignore_cleanup_errors=True)
             self._path = Path(self._made.enter_context(made))
         return self._path
 
@@ -197,8 +196,14 @@ class Desk:
     def fail(self, error: Exception) -> None:
         """End the call: what the client asked for can't be done."""
         with self._changed:
-            self._error = CegateError(f"{self.path}: {error}.", hint="Check that disk; --local-directory moves it.")
+            self._error = CegateError(f"{self.path}: {error}.", hint=ITS_DISK)
             self._changed.notify_all()
+
+    def located(self, error: Exception) -> Exception:
+        """The same error; one of writing a shard says that it is not the output's folder which is to be looked at."""
+        if type(error) is CegateError and isinstance(error.__cause__, OSError):
+            error.message, error.hint = f"{self._view.folder}: {error.message}", ITS_DISK
+        return error
 
 
 _desks: dict[str, Desk] = {}

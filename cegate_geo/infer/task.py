@@ -125,7 +125,7 @@ def compute(
                 finally:
                     del _shifts[view.key]
         except Exception as error:
-            failure = _as_ours(error)
+            failure = _as_ours(desk.located(error) if carries else error)
         try:
             if carries:
                 teller.tell()

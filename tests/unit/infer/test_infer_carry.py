@@ -99,7 +99,7 @@ def client(tmp_path: Path, link: Any) -> tuple[Carrier, ShardStore]:
 def serve(link: Link, carrier: Carrier, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Run a call, and do as a client what it says meanwhile; gives its result."""
     results: list[dict[str, Any]] = []
-    thread = threading.Thread(target=lambda: results.append(work()))
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
     thread.start()
     try:
         while thread.is_alive():
@@ -195,6 +195,20 @@ def test_a_model_that_changes_on_its_way_is_not_used(blind: task.Job, link: Link
     assert link.files == []
 
 
+def test_a_full_disk_is_the_worker_s_not_the_output_s(
+    blind: task.Job, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cegate_geo.infer.shard_file._write_all", full)
+    hands, _ = client(tmp_path, link)
+    error = serve(link, hands, lambda: compute(without_area(blind)))["error"]
+    assert error.message.startswith(f"{link.folder}: r0c0.shard can't be written: [Errno 28] No space left")
+    assert "--local-directory" in error.hint
+    assert link.files == []
+
+
 def test_what_the_worker_can_t_store_is_said_with_its_place(
     blind: task.Job, link: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,7 +260,7 @@ def test_a_call_that_nobody_waits_for_ends_and_its_folder_goes(
     """It was cancelled, its client died, or its worker is about to end."""
     hands, store = client(tmp_path, link)
     results: list[dict[str, Any]] = []
-    thread = threading.Thread(target=lambda: results.append(compute(without_area(blind))))
+    thread = threading.Thread(target=lambda: results.append(compute(without_area(blind))), daemon=True)
     thread.start()
     message = link.said.get(timeout=30)
     if waits_for != "the model":
