@@ -96,10 +96,8 @@ def main() -> None:
         processes = [psutil.Process(), psutil.Process(cluster.ask([worker], os.getpid)[worker])]
         store = ShardStore(Path(folder))
         store.begin({"key": {}})
-        carrier, call = (
-            Carrier(cluster, store, (), Monitor()),
-            cluster.call(worker, offer, given.repeats, given.size * MB),
-        )
+        carrier = Carrier(cluster, store, (), Monitor())
+        call = cluster.call(worker, offer, given.repeats, given.size * MB)
         for entry in offered(cluster, call, given.repeats):
             started = time.monotonic()
             with Peak(processes) as peak:

@@ -6,6 +6,7 @@ import json
 import queue
 import shutil
 import threading
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from tests.unit.infer import test_infer_cluster
 job = test_infer_cluster.job
 PIECE = 500
 WINDOW = Window(col_off=0, row_off=0, width=80, height=90)
+EMPTY: dict[str, Any] = {"pixels": [], "areas": []}
 CALL: Any = SimpleNamespace(key="k", worker="w")
 
 
@@ -278,9 +280,6 @@ def test_a_call_that_nobody_waits_for_ends_and_its_folder_goes(
     assert sorted(path.name for path in store.path.iterdir()) == ["token"]
 
 
-EMPTY: dict[str, Any] = {"pixels": [], "areas": []}
-
-
 def test_a_shard_that_came_is_not_fetched_again_where_the_worker_did_not_hear_of_it(
     job: task.Job, link: Link, tmp_path: Path
 ) -> None:
@@ -300,8 +299,6 @@ def test_what_holds_no_data_is_not_carried_and_stays_a_hole(link: Link, job: tas
     data = bytes(PIECE) + np.arange(PIECE, dtype=np.uint8).tobytes() + bytes(2 * PIECE)
     hands, store = client(tmp_path, link)
     store.begin(job.header)
-    import zlib
-
     with Desk(link) as desk:  # type: ignore[arg-type]
         entry = Entry.from_json({"shard": [0, 0, 80, 90], "size": len(data), "crc32": zlib.crc32(data), "tally": EMPTY})
         desk.file(WINDOW).write_bytes(data)
@@ -321,8 +318,8 @@ def test_a_file_that_can_t_be_sent_has_to_be_seen(blind: task.Job, link: Link) -
 
 
 def test_a_model_goes_with_its_weights_and_what_describes_them(tmp_path: Path) -> None:
-    model = toys.identity(tmp_path / "a" / "m.onnx") if (tmp_path / "a").mkdir() is None else None
-    assert model is not None
+    (tmp_path / "a").mkdir()
+    model = toys.identity(tmp_path / "a" / "m.onnx")
     assert model_parcel(model) == (model,)
     side = [model.with_name(name) for name in ("m.onnx.data", "m.onnx.json")]
     for path in side:
