@@ -30,8 +30,8 @@ LOCAL = "local"
 TOPIC = "cegate-geo"
 """Of what workers say while they compute."""
 QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
-"""Of workers that we start: by default Dask looks at each of their threads a hundred times a second, and ticks fifty times
-in each process, for a dashboard that is not there."""
+"""Of workers that we start: by default Dask looks at each of their threads a hundred times a second, and ticks fifty
+times in each process, for a dashboard that is not there."""
 INSTALL = 'pip install "cegate-geo[distributed]"'
 
 
