@@ -304,6 +304,8 @@ def test_what_holds_no_data_is_not_carried_and_stays_a_hole(link: Link, job: tas
         desk.file(WINDOW).write_bytes(data)
         desk.offer(entry)
         assert hands.fetch(CALL, entry)
+        assert carry.at_desk("k", "piece", "r0c0.shard", 0, 1) is None, "it is not there any more"
+        desk.wait_until_fetched()
     store.close()
     assert store.file(WINDOW).read_bytes() == data
     assert link.sizes == [0, PIECE, 0, 0]
