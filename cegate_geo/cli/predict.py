@@ -222,7 +222,8 @@ def command(
     Large scenes are computed in shards. A run that is cancelled, fails or is killed leaves those that are finished in
     the folder OUTPUT.job, and the same command goes on from there. Several processes, on any machines that share the
     folder, compute one --shard each; cegate-geo merge joins them. Or --dask lets the workers of a Dask scheduler do it,
-    which see scene, model and OUTPUT's folder under the same paths; --threads and --max-memory are those of each.
+    which have to see the scene under the same name; what else they do not see goes through Dask. --threads and
+    --max-memory are those of each.
     Shards of a lost worker are computed by others. Nothing of this changes a byte of the outputs.
     """
     stream: EventStream | None = state.get("events") if events else None

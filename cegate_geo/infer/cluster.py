@@ -30,8 +30,8 @@ LOCAL = "local"
 TOPIC = "cegate-geo"
 """Of what workers say while they compute."""
 QUIET = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
-"""Of workers that we start: by default Dask looks at each of their threads a hundred times a second, and each process
-ticks fifty times, for a dashboard that is not there."""
+"""Of workers that we start: by default Dask looks at each of their threads a hundred times a second, and ticks fifty
+times in each process, for a dashboard that is not there."""
 INSTALL = 'pip install "cegate-geo[distributed]"'
 
 
@@ -315,6 +315,14 @@ class WorkerView:
     def threads(self) -> int:
         """What it may use, as its owner said when it was started (`--nthreads`)."""
         return int(self._worker.state.nthreads)
+
+    @property
+    def folder(self) -> str:
+        """Its own, for what is temporary (`--local-directory`).
+
+        Dask removes it with the worker. Of one that was killed its nanny does, or the next worker that starts there.
+        """
+        return str(self._worker.local_directory)
 
     def is_wanted(self) -> bool:
         """Whether somebody waits for the call: False once it was cancelled, its client died, or the worker ends."""

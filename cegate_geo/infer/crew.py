@@ -12,14 +12,15 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CancelledError, CegateError, CegateWarning, ModelError
 from cegate_geo.infer import task
+from cegate_geo.infer.carry import Carrier
 from cegate_geo.infer.cluster import INSTALL, Call, Cluster
+from cegate_geo.infer.hand import Hand
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.settle import Run
@@ -36,29 +37,6 @@ PATIENCE_S = 600.0
 TELL_AFTER_S = 10.0
 
 
-@dataclass(slots=True)
-class _Hand:
-    """A worker."""
-
-    address: str
-    call: Call | None = None
-    """What it is at."""
-    is_ready: bool = False
-    """Whether it can do the job."""
-    stack: Stack = ()
-    """What it computes."""
-    done: int = 0
-    """Tiles of its stack, as it last said."""
-    finished: int = 0
-    """Shards of its stack, as it last said."""
-    asked: float = 0.0
-    """When shards were last taken from it."""
-
-    @property
-    def is_idle(self) -> bool:
-        return self.is_ready and self.call is None
-
-
 class Crew:
     """Lets workers compute the missing shards of a run.
 
@@ -66,7 +44,8 @@ class Crew:
         cluster: The workers.
         run: The run; its shards are cut as in the store.
         job: The same for the workers.
-        store: The folder that all of them see.
+        store: The folder that shards come to; workers that see it put them there.
+        carrier: Fetches them from those that do not.
         take: Takes each finished shard, once.
         monitor: Told of progress, asked whether to go on.
     """
@@ -77,13 +56,15 @@ class Crew:
         run: Run,
         job: task.Job,
         store: ShardStore,
+        carrier: Carrier,
         *,
         take: Callable[[Entry], None],
         monitor: Monitor,
     ) -> None:
         self._cluster, self._run, self._store, self._take, self._monitor = cluster, run, store, take, monitor
+        self._carrier, self._has_told_of_carrying = carrier, False
         self._packed = job.packed()
-        self._hands: dict[str, _Hand] = {}
+        self._hands: dict[str, Hand] = {}
         self._refused: dict[str, CegateError] = {}
         self._known: set[Window] = set()
         """Shards that are finished."""
@@ -113,6 +94,8 @@ class Crew:
                 if self._has_begun or self._may_begin():
                     self._hand_out()
                 self._report()
+                if self._fetch():
+                    continue
                 if self._untaken:
                     self._take(self._untaken.popleft())
                 else:
@@ -172,7 +155,7 @@ class Crew:
         for address, version in self._cluster.versions(addresses).items():
             if version == __version__:
                 call = self._cluster.call(address, task.greet, __version__, self._packed)
-                self._hands[address] = _Hand(address, call)
+                self._hands[address] = Hand(address, call)
             elif isinstance(version, str):
                 self._refuse(address, ModelError(
                     f"It has cegate-geo {version}, the client {__version__}.",
@@ -200,8 +183,7 @@ class Crew:
                 continue
             state = call.state
             for message in self._cluster.news(call):
-                hand.done, hand.finished = int(message["done"]), int(message["finished"])
-                self._know(map(Entry.from_json, json.loads(message["entries"])))
+                self._hear_of(hand, call, message)
             if state == "pending":
                 continue
             hand.call = None
@@ -221,9 +203,43 @@ class Crew:
             elif result["error"] is not None:
                 self._refuse(hand.address, result["error"], host=result["host"])
             else:
-                hand.is_ready = True
+                hand.is_ready, hand.carries = True, result["carries"]
+                self._tell_of_carrying(hand, host=result["host"])
 
-    def _fail(self, hand: _Hand, error: BaseException | None) -> None:
+    def _hear_of(self, hand: Hand, call: Call, message: Mapping[str, Any]) -> None:
+        """A call has said something: what it lacks, or how far it is."""
+        if "lacks" in message:
+            self._carrier.send(call, message["lacks"])
+            return
+        hand.done, hand.finished = int(message["done"]), int(message["finished"])
+        entries = map(Entry.from_json, json.loads(message["entries"]))
+        if hand.carries:
+            hand.offered += entries
+        else:
+            self._know(entries)
+
+    def _tell_of_carrying(self, hand: Hand, *, host: str) -> None:
+        if hand.carries and not self._has_told_of_carrying:
+            self._has_told_of_carrying = True
+            _warn(
+                f"The Dask worker {hand.address} on {host} does not see {self._store.path}: its shards come over the "
+                "network. The same holds for all others that don't."
+            )
+
+    def _fetch(self) -> bool:
+        """Fetch one shard from the worker that waits for it with the most; says whether one came."""
+        now = time.monotonic()
+        waiting = [hand for hand in self._hands.values() if hand.offered and now >= hand.fetch_after]
+        hand = max(waiting, key=lambda hand: len(hand.offered), default=None)
+        if hand is None or hand.call is None:
+            return False
+        if not self._carrier.fetch(hand.call, hand.offered[0]):
+            hand.fetch_after = time.monotonic() + LOOK_EVERY_S  # it may be gone; that is seen elsewhere
+            return False
+        self._know([hand.offered.popleft()])
+        return True
+
+    def _fail(self, hand: Hand, error: BaseException | None) -> None:
         """A worker could not even run our function."""
         why = CegateError(f"It failed: {type(error).__name__}: {error}.", hint="Look into its log.")
         if hand.is_ready:
@@ -231,9 +247,11 @@ class Crew:
             raise why from error
         self._refuse(hand.address, why)
 
-    def _take_results(self, hand: _Hand, result: Mapping[str, Any]) -> None:
-        self._know(map(Entry.from_json, result["entries"]))
+    def _take_results(self, hand: Hand, result: Mapping[str, Any]) -> None:
         error: CegateError | None = result["error"]
+        hand.offered.clear()
+        if not hand.carries or error is None:  # it waits until all are fetched, as long as it can
+            self._know(map(Entry.from_json, result["entries"]))
         if isinstance(error, CancelledError):  # not by us: the worker is about to end
             self._lose(self._hands.pop(hand.address))
             return
@@ -256,7 +274,7 @@ class Crew:
         """What is not finished of a stack."""
         return tuple(window for window in stack if window not in self._known)
 
-    def _lose(self, hand: _Hand, call: Call | None = None) -> None:
+    def _lose(self, hand: Hand, call: Call | None = None) -> None:
         """A worker is gone: what it had finished counts, the rest is for others."""
         call = call or hand.call
         if call is not None:
@@ -296,7 +314,7 @@ class Crew:
                 return
             shards = [(w.col_off, w.row_off, w.width, w.height) for w in stack]
             hand.stack, hand.done, hand.finished = stack, 0, 0
-            hand.call = self._cluster.call(hand.address, task.compute, __version__, self._packed, shards)
+            hand.call = self._cluster.call(hand.address, task.compute, __version__, self._packed, shards, hand.carries)
 
     def _from_others(self) -> Stack:
         """The lower half of what the slowest worker has not begun."""

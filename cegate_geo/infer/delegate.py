@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cegate_geo.errors import CegateError
+from cegate_geo.infer.carry import Carrier, Parcel, area_parcel, model_parcel
 from cegate_geo.infer.cluster import Cluster
 from cegate_geo.infer.crew import Crew
 from cegate_geo.infer.finish import Scratch
@@ -50,23 +51,27 @@ def compute_by_workers(
         return 0, 0
     with store.token() as token:
         job = worker_job(run, store, models=models, token=token)
-        return Crew(cluster, run, job, store, take=take, monitor=monitor).compute(missing)
+        carrier = Carrier(cluster, store, job.parcels, monitor)
+        return Crew(cluster, run, job, store, carrier, take=take, monitor=monitor).compute(missing)
 
 
 def worker_job(run: Run, store: ShardStore, *, models: Sequence[Path], token: str) -> Job:
     """A run as workers have to know it, with names that they can find from where they are."""
     options, scene = run.options, run.scene.path
-    area = options.aoi
+    models, area = [model.absolute() for model in models], options.aoi
+    parcels: list[Parcel | None] = [model_parcel(model) for model in models]
     if area is not None and is_plain_path(area.partition("|")[0]):
         area = str(Path(area).absolute())
+        parcels.append(area_parcel(Path(area.partition("|")[0])))
     return Job(
         scene=str(Path(scene).absolute()) if is_plain_path(scene) else scene,
-        models=tuple(model.absolute() for model in models),
+        models=tuple(models),
         folder=store.path.absolute(),
         token=token,
         options=replace(options, aoi=area, dask=None, workers=None),
         header={**store.begun, "shard_shape": list(run.shard_shape)},
         shard_shape=run.shard_shape,
+        parcels=tuple(parcel for parcel in parcels if parcel is not None),
     )
 
 
@@ -82,6 +87,6 @@ def _require_whole(store: ShardStore, entry: Entry, monitor: Monitor) -> None:
         if time.monotonic() > until:
             raise CegateError(
                 f"{path} is not here as a Dask worker has written it.",
-                hint="The folder must be on a file system that all workers and this machine share.",
+                hint="The folder must be on a file system that this machine shares with workers that see it.",
             )
         time.sleep(POLL_S)

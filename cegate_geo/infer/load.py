@@ -65,7 +65,9 @@ def load_predictor(
             input_type=settled.input.dtype,
             session=reference,
         )
-    return dataclasses.replace(predictor, options=options, reference=reference, footprint=footprint).on(ways)
+    size = path.stat().st_size
+    loaded = dataclasses.replace(predictor, file_bytes=size, options=options, reference=reference, footprint=footprint)
+    return loaded.on(ways)
 
 
 def _checked(path: Path, manifest: Manifest, session: Any) -> Predictor:

@@ -58,7 +58,7 @@ class Predictor:
     """
 
     path: Path
-    """The weights."""
+    """The weights; once they are loaded, nobody needs the file any more."""
     contract: Contract
     provider: str
     """What really runs, by our name."""
@@ -68,6 +68,8 @@ class Predictor:
     """Fixed batch size; None where it is free."""
     input_type: np.dtype[np.generic]
     session: Any = field(repr=False)
+    file_bytes: int = 0
+    """Size of the weights."""
     options: SessionOptions = field(default_factory=SessionOptions)
     way: Candidate = field(default_factory=lambda: Candidate(provider="cpu"))
     """How it runs."""
@@ -88,7 +90,7 @@ class Predictor:
     @property
     def weight_bytes(self) -> int:
         """Memory of sessions by the size of the weights alone."""
-        return 2 * self.path.stat().st_size + SMALL_SESSION
+        return 2 * self.file_bytes + SMALL_SESSION
 
     @property
     def computed_on(self) -> str:

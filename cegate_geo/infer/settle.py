@@ -228,7 +228,7 @@ Wait = Callable[[Callable[[], AnyPredictor]], AnyPredictor]
 
 
 def decide(run: Run, wait: Wait = lambda work: work()) -> Run:
-    """The run once it is `proven`, and seen what the model takes of the memory.
+    """The run once a tile has shown what the model gives, that its provider can be trusted, and what it takes.
 
     Args:
         run: What is settled.

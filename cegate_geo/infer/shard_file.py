@@ -9,7 +9,7 @@ import io
 import os
 import socket
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cegate_geo.domain.windows import Window, iter_blocks
+from cegate_geo.errors import CegateError
 from cegate_geo.infer.atomic import SUFFIX, sync
 from cegate_geo.infer.writer import BLOCK_SIZE, RasterKind, write_errors
 
@@ -75,8 +76,7 @@ class ShardWriter:
 
     def __init__(self, path: Path, window: Window, kinds: Mapping[str, RasterKind]) -> None:
         self._path, self._layout = path, ShardLayout(window, kinds)
-        host = socket.gethostname().split(".")[0] or "host"
-        self._part = path.with_name(f"{path.name}.{host}-{os.getpid()}{SUFFIX}")
+        self._part = _unfinished(path)
         self._file: io.FileIO | None = None
 
     def write(self, window: Window, layers: Mapping[str, npt.NDArray[np.generic]]) -> None:
@@ -110,6 +110,36 @@ class ShardWriter:
         if self._file is not None:
             self._file.close()
             self._part.unlink(missing_ok=True)
+
+
+def write_shard(path: Path, seal: Seal, pieces: Iterable[bytes]) -> None:
+    """Bring a shard that was computed elsewhere to the disk, from its bytes in order; nothing stays where that fails.
+
+    Raises:
+        CegateError: If it is not what was sealed, or can't be written.
+    """
+    part, crc32 = _unfinished(path), 0
+    try:
+        with write_errors(path), part.open("wb", buffering=0) as file:
+            for data in pieces:
+                crc32 = zlib.crc32(data, crc32)
+                if data.count(0) == len(data):  # a hole stays one
+                    file.seek(len(data), os.SEEK_CUR)
+                else:
+                    _write_all(file, np.frombuffer(data, np.uint8))
+            is_whole = file.tell() == seal.size and crc32 == seal.crc32
+            file.truncate(seal.size)
+            os.fsync(file.fileno())
+        if not is_whole:
+            raise CegateError(
+                f"{path.name} did not arrive as it was computed.",
+                hint="Check disk and network of the worker, and run the same command again.",
+            )
+        with write_errors(path):
+            part.replace(path)
+            sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def read_shard(
@@ -146,6 +176,12 @@ def _read_part(file: io.BufferedReader, layout: ShardLayout, name: str, part: Wi
             file.seek(layout.rows(name, band, part.row_off + row) + shift)
             _read_all(file, values[band, row])
     return _inverted(values, kind)
+
+
+def _unfinished(path: Path) -> Path:
+    """The name of a shard's file until it is whole: nobody else has it."""
+    host = socket.gethostname().split(".")[0] or "host"
+    return path.with_name(f"{path.name}.{host}-{os.getpid()}{SUFFIX}")
 
 
 def _inverted(values: npt.NDArray[Any], kind: RasterKind) -> npt.NDArray[Any]:

@@ -1,7 +1,8 @@
 """Finished shards between runs: the folder MASK.tif.job beside the output, its lock and its journals.
 
 MASK.tif.job/lock                    held by whoever works here; parts of one job share it
-MASK.tif.job/journal.jsonl           of whole runs; journal-2-of-4.jsonl of the second of four parts
+MASK.tif.job/journal.jsonl           of whole runs, and of what a client fetched from Dask workers
+MASK.tif.job/journal-2-of-4.jsonl    of the second of four parts
 MASK.tif.job/journal-HOST-PID-ID.jsonl   of a Dask worker
 MASK.tif.job/r0c4096.shard           a shard whose first row is 0 and first column 4096
 """

@@ -1,5 +1,7 @@
 """What a Dask worker does: see whether it can do a job, and compute shards into the job's folder.
 
+Where it does not see that folder, it keeps them for the client to fetch (`carry`).
+
 The worker plans the job itself, from the same options, and compares what decides the bytes (`job_key`) with what the
 client sent. So another version, model, scene or provider is seen before a shard is computed, by name.
 
@@ -8,15 +10,11 @@ Arguments and results are plain values: a worker of another version can take the
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 import pickle
 import socket
 import threading
-import time
 import traceback
-import uuid
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -28,22 +26,22 @@ from cegate_geo import __version__
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import CancelledError, CegateError, CegateWarning, InputError, ModelError
 from cegate_geo.infer.assemble import Band
-from cegate_geo.infer.cluster import WorkerView, this_worker
+from cegate_geo.infer.carry import Desk, Parcel
+from cegate_geo.infer.cluster import this_worker
 from cegate_geo.infer.compute import ShardSink, compute_stack
 from cegate_geo.infer.ensemble import AnyPredictor, load_models, models_sha256
 from cegate_geo.infer.gdal import gdal_settings
 from cegate_geo.infer.job import PredictOptions
 from cegate_geo.infer.job_header import stored_batch
 from cegate_geo.infer.job_key import job_key
-from cegate_geo.infer.journal import Entry, Journal
 from cegate_geo.infer.mosaic import mosaic_sources, open_scene
-from cegate_geo.infer.progress import Monitor
 from cegate_geo.infer.reader import is_plain_path
 from cegate_geo.infer.settle import Run, fitted, proven, session_options, settle
-from cegate_geo.infer.shard_store import shard_file, tell_difference
+from cegate_geo.infer.shard_store import tell_difference
+from cegate_geo.infer.shift import EnoughError, Shelf, Shift, Teller, Tray
 from cegate_geo.infer.tally import Tally
 
-SAY_EVERY_S = 0.5
+SHARE = "Put it on a file system that all workers see under the same path."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,96 +58,80 @@ class Job:
     header: Mapping[str, Any]
     """Of the journals."""
     shard_shape: tuple[int, int]
+    parcels: tuple[Parcel, ...] = ()
+    """Files that workers are sent that do not see them."""
+
+    @property
+    def is_in_sight(self) -> bool:
+        """Whether the folder is seen here: a folder of that name is not enough."""
+        return (self.folder / self.token).exists()
 
     def packed(self) -> bytes:
         """As it is sent: only who is of the same version may open it."""
         return pickle.dumps(self)
 
 
-class _EnoughError(Exception):
-    """The shards that are left were given to another worker."""
-
-
-class _Shift:
-    """A call at work: shards that follow one below the other, of which the lower ones may be taken away."""
-
-    def __init__(self, stack: tuple[Window, ...]) -> None:
-        self.stack = stack
-        self.entries: list[Entry] = []
-        """Of those that are finished."""
-        self._keep = len(stack)
-        self._lock = threading.Lock()
-
-    def add(self, entry: Entry) -> None:
-        """A shard is finished."""
-        with self._lock:
-            self.entries.append(entry)
-
-    def shorten(self, keep: int) -> int:
-        """Leave out what comes after the first `keep` shards; gives how many it will compute."""
-        with self._lock:
-            self._keep = max(min(self._keep, keep), min(len(self.entries) + 1, len(self.stack)))
-            return self._keep
-
-    @property
-    def is_enough(self) -> bool:
-        """Whether all that it is to compute is finished, and there was more."""
-        return len(self.entries) >= self._keep < len(self.stack)
-
-
 _at_work = threading.Lock()
 """A worker with several threads computes for one call at a time: the session takes all of them."""
-_shifts: dict[str, _Shift] = {}
+_shifts: dict[str, Shift] = {}
 _loaded: dict[bytes, tuple[AnyPredictor, str]] = {}
 """The model of the last job, ready to run, and its SHA-256."""
-
-
-@functools.cache
-def _name_of(pid: int) -> str:
-    """Tells this process from all others that ever write into a folder; a fork of it, too."""
-    return f"{socket.gethostname().split('.')[0] or 'host'}-{pid}-{uuid.uuid4().hex[:8]}"
 
 
 def greet(version: str, packed: bytes) -> dict[str, Any]:
     """Get ready for a job.
 
     Returns:
-        `host`; and `error`, the CegateError that says why it can't be computed here, or None.
+        `host`; `carries`, whether shards have to be fetched from here, as the job's folder is not seen; and `error`,
+        the CegateError that says why it can't be computed here, or None.
     """
-    host = socket.gethostname()
+    view, answer = this_worker(), {"host": socket.gethostname(), "carries": False, "error": None}
     try:
         job = _opened(version, packed)
-        with _run_of(job, packed, this_worker()):
-            return {"host": host, "error": None}
+        answer["carries"] = not job.is_in_sight
+        with Desk(view) as desk, _run_of(job, packed, desk, threads=view.threads):
+            return answer
     except Exception as error:
-        return {"host": host, "error": _as_ours(error)}
+        return answer | {"error": _as_ours(error)}
 
 
-def compute(version: str, packed: bytes, shards: list[tuple[int, int, int, int]]) -> dict[str, Any]:
+def compute(
+    version: str, packed: bytes, shards: list[tuple[int, int, int, int]], carries: bool = False
+) -> dict[str, Any]:
     """Compute shards that follow one below the other into the job's folder.
 
     Args:
         version: Of the client.
         packed: The job.
         shards: (column, row, width, height) of each, from the top down.
+        carries: Keep them here instead, until the client has fetched each of them.
 
     Returns:
         `entries` of those that are finished, as in a journal; tiles that are `done`, and of these
         `skipped`; and `error`, a CegateError or None.
     """
     stack = tuple(Window(col_off=col, row_off=row, width=width, height=height) for col, row, width, height in shards)
-    shift, view, failure = _Shift(stack), this_worker(), None
-    teller = _Teller(shift, view)
-    try:
-        job = _opened(version, packed)
-        with _run_of(job, packed, view) as run:
-            _shifts[view.key] = shift
-            try:
-                _compute(run, job, shift, teller)
-            finally:
-                del _shifts[view.key]
-    except Exception as error:
-        failure = _as_ours(error)
+    shift, view, failure = Shift(stack), this_worker(), None
+    teller = Teller(shift, view)
+    with Desk(view) as desk:
+        try:
+            job = _opened(version, packed)
+            if not carries:
+                _require_folder(job)
+            with _run_of(job, packed, desk, threads=view.threads) as run:
+                _shifts[view.key] = shift
+                try:
+                    _compute(run, job, shift, teller, desk if carries else None)
+                finally:
+                    del _shifts[view.key]
+        except Exception as error:
+            failure = _as_ours(desk.located(error) if carries else error)
+        try:
+            if carries:
+                teller.tell()
+                desk.wait_until_fetched()
+        except Exception as error:
+            failure = failure or _as_ours(error)
     entries = [entry.to_json() for entry in shift.entries]
     return {"entries": entries, "done": teller.done, "skipped": teller.skipped, "error": failure}
 
@@ -175,12 +157,13 @@ def _opened(version: str, packed: bytes) -> Job:
 
 
 @contextmanager
-def _run_of(job: Job, packed: bytes, view: WorkerView) -> Iterator[Run]:
+def _run_of(job: Job, packed: bytes, desk: Desk, *, threads: int) -> Iterator[Run]:
     """The job as this worker would compute it. The scene is opened for each call: a dataset belongs to one thread."""
     _require_sight(job)
     with _at_work, gdal_settings(job.scene), warnings.catch_warnings():
         warnings.simplefilter("ignore", CegateWarning)  # the client has said it
-        predictor, sha256 = _predictor(job, packed, threads=view.threads)
+        job = _supplied(job, desk, without_models=packed in _loaded)
+        predictor, sha256 = _predictor(job, packed, threads=threads)
         bands = job.options.bands or predictor.contract.scene_bands
         with closing(open_scene(job.scene, predictor.manifest, bands=bands, nodata=job.options.nodata)) as scene:
             # What the client measured of the model's memory has decided batch and shards: it need not be seen again.
@@ -201,16 +184,41 @@ def _require_sight(job: Job) -> None:
     Raises:
         InputError: Which, and what is to be done.
     """
-    hint = "Put it on a file system that all workers see under the same path."
-    if not (job.folder / job.token).exists():
-        raise InputError(f"It can't see the job folder {job.folder} of the client.", hint=hint)
-    if not os.access(job.folder, os.W_OK):
+    if job.is_in_sight and not os.access(job.folder, os.W_OK):
         raise InputError(f"It can't write to {job.folder}.", hint="Give it the rights, or run it as the same user.")
-    files = [*job.models, *([Path(job.options.aoi.partition("|")[0])] if job.options.aoi else [])]
+    sent = {parcel[0] for parcel in job.parcels}
+    files = [path for path in [*job.models, *_area(job)] if path not in sent]
     files += [Path(source) for source in mosaic_sources(job.scene) or [job.scene] if is_plain_path(source)]
     missing = [str(path) for path in files if is_plain_path(str(path)) and not path.exists()]
     if missing:
-        raise InputError(f"It can't see {' and '.join(missing)}.", hint=hint)
+        raise InputError(f"It can't see {' and '.join(missing)}.", hint=SHARE)
+
+
+def _require_folder(job: Job) -> None:
+    """Refuse where the job's folder was seen, and is not any more.
+
+    Raises:
+        InputError: Which it is.
+    """
+    if not job.is_in_sight:
+        raise InputError(f"It can't see the job folder {job.folder} of the client.", hint=SHARE)
+
+
+def _area(job: Job) -> list[Path]:
+    """The file of its area of interest, if it has one."""
+    return [] if job.options.aoi is None else [Path(job.options.aoi.partition("|")[0])]
+
+
+def _supplied(job: Job, desk: Desk, *, without_models: bool) -> Job:
+    """The job with its files where they are seen from here; the client sends those that are not."""
+    needed = {path for path in [*_area(job), *(() if without_models else job.models)] if not path.exists()}
+    here = desk.receive([(number, parcel) for number, parcel in enumerate(job.parcels) if parcel[0] in needed])
+    options = job.options
+    for path in _area(job):
+        if path in here:
+            layer = str(options.aoi).partition("|")[1:]
+            options = replace(options, aoi="".join([str(here[path]), *layer]))
+    return replace(job, models=tuple(here.get(path, path) for path in job.models), options=options)
 
 
 def _predictor(job: Job, packed: bytes, *, threads: int) -> tuple[AnyPredictor, str]:
@@ -225,77 +233,22 @@ def _predictor(job: Job, packed: bytes, *, threads: int) -> tuple[AnyPredictor, 
     return predictor, models_sha256(predictor)
 
 
-class _Shelf:
-    """The job's folder, as a sink of shards sees it."""
-
-    def __init__(self, job: Job, shift: _Shift) -> None:
-        self._job, self._shift = job, shift
-        self._journal: Journal | None = None
-
-    def file(self, window: Window) -> Path:
-        """Where a shard lies."""
-        return shard_file(self._job.folder, window)
-
-    def add(self, entry: Entry) -> None:
-        """Enter a finished shard into this process' own journal."""
-        if self._journal is None:
-            self._journal = Journal(self._job.folder / f"journal-{_name_of(os.getpid())}.jsonl", self._job.header)
-        self._journal.add(entry)
-        self._shift.add(entry)
-
-    def close(self) -> None:
-        """Close the journal."""
-        if self._journal is not None:
-            self._journal.close()
-
-
-class _Teller(Monitor):
-    """Counts what a shift has done, tells the client, and ends it when nobody wants it, or no more of it."""
-
-    def __init__(self, shift: _Shift, view: WorkerView) -> None:
-        super().__init__()
-        self._shift, self._view = shift, view
-        self._last, self._told = 0.0, 0
-        self.done = 0
-        """Tiles, skipped ones included."""
-        self.skipped = 0
-
-    def advance(self, *, run: int, skipped: int) -> None:
-        """Say that so many more tiles were run, and skipped."""
-        self.done, self.skipped = self.done + run + skipped, self.skipped + skipped
-        now = time.monotonic()
-        if now - self._last >= SAY_EVERY_S:
-            self._last = now
-            new = self._shift.entries[self._told :]
-            self._told += len(new)
-            # As text: Dask's messages hold no whole numbers as large as areas may be.
-            lines = json.dumps([entry.to_json() for entry in new])
-            self._view.say(done=self.done, finished=self._told, entries=lines)
-        self.check()
-
-    def check(self) -> None:
-        """Raise what ends the shift."""
-        if self._shift.is_enough:
-            raise _EnoughError
-        if not self._view.is_wanted():
-            raise CancelledError("Cancelled.")
-
-
-def _compute(run: Run, job: Job, shift: _Shift, teller: _Teller) -> None:
-    token = job.folder / job.token
+def _compute(run: Run, job: Job, shift: Shift, teller: Teller, desk: Desk | None) -> None:
+    """Compute a shift's shards onto a desk, or into the job's folder."""
 
     def write(band: Band) -> None:
         # Who begins another job in this folder takes the token away: nothing of this one may come into it then.
-        if not token.exists():
+        if desk is None and not job.is_in_sight:
             raise CancelledError("Cancelled.")
         sink.write(band)
 
     total = Tally(run.predictor.manifest.legend, run.view.ground)
-    with closing(_Shelf(job, shift)) as shelf, closing(ShardSink(shift.stack, run, shelf, total)) as sink:
+    place = Shelf(job.folder, job.header, shift) if desk is None else Tray(desk, shift)
+    with closing(place) as shelf, closing(ShardSink(shift.stack, run, shelf, total)) as sink:
         try:
             compute_stack(run, shift.stack, sink, teller, write=write)
             sink.finish()
-        except _EnoughError:
+        except EnoughError:
             return
 
 

@@ -59,6 +59,8 @@ class Store:
     def __init__(self) -> None:
         self.journal: list[Window] = []
 
+    path = Path("mask.tif.job")
+
     def read(self) -> None: ...
 
     def finished(self, windows: Any, *, check: Any) -> list[Entry]:
@@ -75,8 +77,11 @@ class FakeCall:
     state: str = "pending"
     stack: list[Window] = field(default_factory=list)
     finished: int = 0
+    told: int = 0
+    unfetched: list[Window] = field(default_factory=list)
     result: Any = None
     is_greeting: bool = False
+    carries: bool = False
 
     def error(self) -> BaseException:
         return ModuleNotFoundError("No module named 'onnxruntime'")
@@ -95,6 +100,12 @@ class FakeCluster:
         self.refusals: dict[str, CegateError] = {}
         self.deadly: set[Window] = set()
         self.silent: set[str] = set()
+        self.blind: set[str] = set()
+        """They see no folder: their shards are there once they are fetched."""
+        self.on_fetch: Callable[[FakeCall], bool] = lambda _: True
+        self.unheard: set[Window] = set()
+        """Shards of which the client does not hear that the worker has heard that they were fetched."""
+        self.sent: list[tuple[str, str]] = []
         self.on_look: Callable[[int], None] = lambda _: None
         self.looks = 0
         self.cancelled: list[str] = []
@@ -110,7 +121,8 @@ class FakeCluster:
 
     def _go_on(self, call: FakeCall) -> None:
         if call.is_greeting:
-            call.state, call.result = "done", {"host": "h", "error": self.refusals.get(call.worker)}
+            error = self.refusals.get(call.worker)
+            call.state, call.result = "done", {"host": "h", "carries": call.worker in self.blind, "error": error}
             return
         for _ in range(self.speeds[call.worker]):
             if call.finished == len(call.stack):
@@ -118,12 +130,22 @@ class FakeCluster:
             if call.stack[call.finished] in self.deadly:
                 self.die(call.worker)
                 return
-            self.store.journal.append(call.stack[call.finished])
+            (call.unfetched if call.worker in self.blind else self.store.journal).append(call.stack[call.finished])
             call.finished += 1
-        if call.finished == len(call.stack):
+        if call.finished == len(call.stack) and not call.unfetched:
             lines = [entry(window).to_json() for window in call.stack]
             done = len(call.stack) + 1
             call.state, call.result = "done", {"entries": lines, "done": done, "skipped": 1, "error": None}
+
+    def fetch(self, call: FakeCall, found: Entry) -> bool:
+        if not self.on_fetch(call) or call.worker not in self.speeds:
+            return False
+        call.unfetched.remove(found.window)
+        self.store.journal.append(found.window)
+        return found.window not in self.unheard
+
+    def send(self, call: FakeCall, lacks: str) -> None:
+        self.sent.append((call.worker, lacks))
 
     def die(self, worker: str) -> None:
         """The worker goes; another one comes in its place, as a nanny sees to."""
@@ -139,17 +161,23 @@ class FakeCluster:
         stack = [] if function is task.greet else [
             Window(col_off=col, row_off=row, width=width, height=height) for col, row, width, height in arguments[2]
         ]  # fmt: skip
-        self.calls.append(FakeCall(str(len(self.calls)), worker, stack=stack, is_greeting=function is task.greet))
+        is_greeting = function is task.greet
+        carries = not is_greeting and bool(arguments[3])
+        call = FakeCall(str(len(self.calls)), worker, stack=stack, is_greeting=is_greeting, carries=carries)
+        self.calls.append(call)
         return self.calls[-1]
 
     def result(self, call: FakeCall) -> Any:
         return call.result
 
     def news(self, call: FakeCall) -> list[dict[str, Any]]:
+        if call.is_greeting:
+            return [{"lacks": "[0]"}] if call.worker in self.blind else []
         if call.worker in self.silent:
             return []
-        lines = json.dumps([entry(window).to_json() for window in call.stack[: call.finished]])
-        return [{"done": call.finished, "finished": call.finished, "entries": lines}] if call.finished else []
+        told, call.told = call.told, call.finished
+        lines = json.dumps([entry(window).to_json() for window in call.stack[told : call.finished]])
+        return [{"done": call.finished, "finished": call.finished, "entries": lines}] if call.finished > told else []
 
     def ask(self, workers: Any, function: Any, *arguments: Any) -> dict[str, Any]:
         if function is task.dismiss:
@@ -167,7 +195,7 @@ class FakeCluster:
 
 
 def crew_of(cluster: FakeCluster, taken: list[Window], monitor: Monitor | None = None) -> Crew:
-    parts: tuple[Any, ...] = (cluster, Run(), SimpleNamespace(packed=lambda: b""), cluster.store)
+    parts: tuple[Any, ...] = (cluster, Run(), SimpleNamespace(packed=lambda: b""), cluster.store, cluster)
     return Crew(*parts, take=lambda found: taken.append(found.window), monitor=monitor or Monitor())
 
 
@@ -242,6 +270,89 @@ def test_what_a_lost_worker_had_finished_counts_and_the_rest_is_for_others() -> 
     with pytest.warns(CegateWarning, match=r"worker b was lost; others compute shard r\d+c0\.shard"):
         compute(cluster, [strip(12)])
     assert len(cluster.store.journal) == 12, "none was computed twice"
+
+
+def test_who_does_not_see_the_folder_is_sent_what_it_lacks_and_its_shards_are_fetched() -> None:
+    cluster = FakeCluster(Store(), {"a": 1, "b": 2, "c": 1}, wanted=3)
+    cluster.blind = {"a", "b"}
+    with pytest.warns(CegateWarning, match=r"The Dask worker a on h does not see .*its shards come over") as told:
+        compute(cluster, [strip(30)])
+    assert len(told) == 1, "once"
+    assert sorted(set(cluster.sent)) == [("a", "[0]"), ("b", "[0]")]
+    assert {call.worker for call in handed(cluster)} == {"a", "b", "c"}
+    assert len(cluster.store.journal) == 30, "none was computed twice"
+    assert all(call.carries == (call.worker in cluster.blind) for call in handed(cluster))
+
+
+def test_what_was_not_fetched_from_a_lost_worker_is_computed_by_others() -> None:
+    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+    cluster.blind = {"a", "b"}
+    fetched: list[str] = []
+
+    def one_comes(call: FakeCall) -> bool:
+        fetched.append(call.worker)
+        return call.worker == "a" or fetched.count("b") == 1
+
+    def end(looks: int) -> None:
+        if looks == 6:
+            del cluster.speeds["b"]
+
+    cluster.on_fetch, cluster.on_look = one_comes, end
+    with pytest.warns(CegateWarning) as told:
+        compute(cluster, [strip(12)])
+    assert "worker b was lost; others compute shard" in str(told[-1].message)
+    lost = next(call for call in handed(cluster) if call.worker == "b")
+    assert lost.unfetched, "it had finished more than was fetched"
+    assert len(cluster.store.journal) == 12
+
+
+def test_who_can_t_be_reached_is_asked_again_and_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "LOOK_EVERY_S", 0.01)
+    cluster = FakeCluster(Store(), {"a": 1, "b": 3}, wanted=2)
+    cluster.blind = {"a", "b"}
+    tried: list[str] = []
+
+    def once_a_has_been_heard(call: FakeCall) -> bool:
+        tried.append(call.worker)
+        assert tried.count("b") < 200, "nobody else is asked"
+        return call.worker == "a" or tried.count("a") > 2
+
+    cluster.on_fetch = once_a_has_been_heard
+    with pytest.warns(CegateWarning, match="does not see"):
+        compute(cluster, [strip(12)])
+    assert len(cluster.store.journal) == 12
+    assert tried.index("b") < tried.index("a"), "it had the most"
+
+
+def test_what_was_fetched_without_an_answer_is_not_computed_again() -> None:
+    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+    cluster.blind = {"a", "b"}
+    cluster.unheard = {strip(12)[5], strip(12)[11]}  # the last of each
+    with pytest.warns(CegateWarning, match="does not see"):
+        compute(cluster, [strip(12)])
+    assert sorted(cluster.store.journal, key=str) == sorted(strip(12), key=str)
+
+
+def test_what_was_not_fetched_from_a_worker_that_ends_by_itself_is_computed_by_others() -> None:
+    cluster = FakeCluster(Store(), {"a": 1, "b": 1}, wanted=2)
+    cluster.blind = {"a", "b"}
+    cluster.on_fetch = lambda call: call.worker == "a"
+
+    def retire(looks: int) -> None:
+        if looks == 6:
+            call = next(call for call in handed(cluster) if call.worker == "b")
+            lines = [entry(window).to_json() for window in call.unfetched]
+            assert lines
+            call.state = "done"
+            call.result = {"entries": lines, "done": 99, "skipped": 0, "error": CancelledError("Cancelled.")}
+        if looks == 7:
+            del cluster.speeds["b"]
+
+    cluster.on_look = retire
+    with pytest.warns(CegateWarning) as told:
+        compute(cluster, [strip(12)])
+    assert "worker b was lost" in str(told[-1].message)
+    assert len(cluster.store.journal) == 12
 
 
 def test_a_shard_that_ends_its_workers_fails_by_name() -> None:

@@ -15,9 +15,13 @@ from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ContractWarning, InputError, ModelError, ProviderWarning
 from cegate_geo.infer.ensemble import Ensemble, load_models, members_of, models_sha256
 from cegate_geo.infer.footprint import SMALL_SESSION
+from cegate_geo.infer.job import PredictOptions
+from cegate_geo.infer.job_key import job_key
 from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.predictor import SessionOptions, file_sha256
 from cegate_geo.infer.providers import Candidate
+from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.settle import settle
 from tests import foreign_models as foreign
 from tests import toy_models as toys
 
@@ -269,3 +273,23 @@ def test_each_model_is_proven_on_its_own_and_told_apart(three: list[Path]) -> No
     asked = mixed.preferring("cuda + cpu")
     assert asked.computed_on == "cuda + cpu"
     assert mixed.preferring("cpu + cpu + cpu") is mixed
+
+
+@pytest.mark.parametrize("which", [0, 1, None])
+def test_a_run_s_key_knows_what_each_model_is_told_to_mean(
+    three: list[Path], tmp_path: Path, which: int | None
+) -> None:
+    """The same weights with another contract, or the same contracts joined otherwise, give other shards."""
+
+    def told(model: Any) -> Any:
+        manifest = dataclasses.replace(model.manifest, input_maximum=99.0)
+        return dataclasses.replace(model, contract=dataclasses.replace(model.contract, manifest=manifest))
+
+    model = load(*three[:2])
+    members = [told(member) if number == which else member for number, member in enumerate(model.members)]
+    other = told(model) if which is None else dataclasses.replace(model, members=tuple(members))
+    scene = Scene(str(toys.write_raster(tmp_path / "scene.tif", toys.noise((90, 80)))), model.manifest)
+    run = settle(scene, model, PredictOptions(threads=1))
+    keys = [job_key(dataclasses.replace(run, predictor=found), models_sha256(found)) for found in (model, other)]
+    scene.close()
+    assert {name for name in keys[0] if keys[0][name] != keys[1][name]} == {"contract"}
