@@ -6,6 +6,7 @@ import json
 
 import processing
 import pytest
+from cegate_geo_qgis import runtime
 from processing.gui import BatchPanel
 from processing.gui.BatchAlgorithmDialog import BatchAlgorithmDialog
 from qgis.core import (
@@ -175,3 +176,18 @@ def test_cancelling_a_batch_of_trainings_saves_the_first_and_begins_no_other(fak
     assert (tmp_path / "one" / "state" / "state.json").is_file()
     assert not (tmp_path / "two").exists()
     assert not fake_engine.is_alive()
+
+
+def test_the_batch_window_lives_while_the_engine_is_silent(fake_engine, given, batch, tmp_path, monkeypatch):
+    fake_engine.mode("slow")
+    window = batch("adapt_model", [{**given["adapt_model"][0], "RUN": f"{tmp_path}/run"}])
+    window.show()
+    waits, lives = [], []
+    keep_time = runtime._Run.keep_time
+    monkeypatch.setattr(runtime._Run, "keep_time", lambda run: (waits.append(len(lives)), keep_time(run)))
+    timer = QTimer()
+    timer.timeout.connect(lambda: lives.append(True))
+    timer.start(0)
+    window.runButton().click()
+    timer.stop()
+    assert len(set(waits)) == len(waits) > 10  # something was heard between any two waits
