@@ -85,9 +85,9 @@ DESTINATIONS = {"segment_raster": ("OUTPUT", ".tif"), "adapt_model": ("RUN", "")
 
 
 class Window(BatchAlgorithmDialog):
-    """Keeps its feedback: QGIS 3.22 leaks what a failed row held, and waits at its end for the task that hangs on it."""
+    """Keeps its feedback: QGIS 3.22 leaks what a failed row of Python held, and at its end waits for a task of it."""
 
-    def createFeedback(self):
+    def createFeedback(self):  # noqa: N802, the name is QGIS'
         self.told = super().createFeedback()
         return self.told
 
