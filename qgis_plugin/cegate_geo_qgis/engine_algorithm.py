@@ -18,10 +18,9 @@ from qgis.core import (
     QgsProcessingParameterDefinition,
     QgsRasterLayer,
 )
-from qgis.gui import QgsProcessingAlgorithmDialogBase
 from qgis.PyQt.QtCore import QCoreApplication, QThread
 from qgis.PyQt.QtGui import QIcon
-from qgis.PyQt.QtWidgets import QApplication
+from qgis.PyQt.QtWidgets import QApplication, QWidget
 
 from .ask import TIMEOUT_S, ask_engine
 from .engine import SETTING, EngineCommand, clean_environment, find_engine
@@ -278,9 +277,14 @@ def let_dialog_live() -> None:
     application = QCoreApplication.instance()
     if application is None or QThread.currentThread() != application.thread():
         return
-    dialogs = (w for w in QApplication.topLevelWidgets() if isinstance(w, QgsProcessingAlgorithmDialogBase))
-    if any(dialog.isVisible() and dialog.cancelButton().isEnabled() for dialog in dialogs):
+    if any(_can_be_cancelled(widget) for widget in QApplication.topLevelWidgets()):
         QCoreApplication.processEvents()
+
+
+def _can_be_cancelled(widget: QWidget) -> bool:
+    """Whether this is a dialog of Processing with a run that its Cancel would stop; QGIS 4 has another class."""
+    button = getattr(widget, "cancelButton", None)
+    return callable(button) and widget.isVisible() and button().isEnabled()
 
 
 def _log_command(command: EngineCommand, arguments: Sequence[str], feedback: QgsProcessingFeedback) -> None:
