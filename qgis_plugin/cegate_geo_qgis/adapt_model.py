@@ -13,7 +13,6 @@ from qgis.core import (
     QgsProcessingException,
     QgsProcessingFeedback,
     QgsProcessingOutputFile,
-    QgsProcessingOutputHtml,
     QgsProcessingOutputNumber,
     QgsProcessingUtils,
 )
@@ -74,7 +73,8 @@ class AdaptModel(EngineAlgorithm):
         self.declare(adapt_parameters.advanced(), advanced=True)
         self.declare(adapt_parameters.results())
         self.addOutput(QgsProcessingOutputFile("MODEL", tr("Model")))
-        self.addOutput(QgsProcessingOutputHtml("REPORT", tr("Report")))
+        # No QgsProcessingOutputHtml: QGIS 3.22's batch window fails over each (qgis/QGIS#47884), and stays blocked.
+        self.addOutput(QgsProcessingOutputFile("REPORT", tr("Report")))
         self.addOutput(QgsProcessingOutputNumber("MIOU", tr("Mean IoU on validation")))
 
     def check_values(self, parameters: Parameters, context: QgsProcessingContext) -> None:

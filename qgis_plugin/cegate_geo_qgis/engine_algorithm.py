@@ -18,7 +18,9 @@ from qgis.core import (
     QgsProcessingParameterDefinition,
     QgsRasterLayer,
 )
+from qgis.PyQt.QtCore import QCoreApplication, QThread
 from qgis.PyQt.QtGui import QIcon
+from qgis.PyQt.QtWidgets import QApplication, QWidget
 
 from .ask import TIMEOUT_S, ask_engine
 from .engine import SETTING, EngineCommand, clean_environment, find_engine
@@ -260,10 +262,29 @@ class EngineAlgorithm(QgsProcessingAlgorithm):
             _log_command(command, arguments, feedback)
             return run_engine(
                 command, [*arguments, *EVENTS], engine_environment(), feedback,
-                after_crash=after_crash, patience=patience,
+                after_crash=after_crash, while_waiting=let_dialog_live, patience=patience,
             )  # fmt: skip
         except EngineError as error:
             raise QgsProcessingException(str(error)) from error
+
+
+def let_dialog_live() -> None:
+    """Let a dialog that runs an algorithm in the window's own thread draw itself, and hear Cancel.
+
+    QGIS 3.22's batch window is one. It processes events itself, but only where progress changes by a tenth of a
+    percent, and an engine is silent while it loads, trains a step, exports.
+    """
+    application = QCoreApplication.instance()
+    if application is None or QThread.currentThread() != application.thread():
+        return
+    if any(_can_be_cancelled(widget) for widget in QApplication.topLevelWidgets()):
+        QCoreApplication.processEvents()
+
+
+def _can_be_cancelled(widget: QWidget) -> bool:
+    """Whether this is a dialog of Processing with a run that its Cancel would stop; QGIS 4 has another class."""
+    button = getattr(widget, "cancelButton", None)
+    return callable(button) and widget.isVisible() and button().isEnabled()
 
 
 def _log_command(command: EngineCommand, arguments: Sequence[str], feedback: QgsProcessingFeedback) -> None:

@@ -69,6 +69,7 @@ def run_engine(
     feedback: Feedback,
     *,
     after_crash: Optional[Callable[[int], None]] = None,
+    while_waiting: Callable[[], None] = lambda: None,
     patience: Patience = Patience(),
 ) -> Union[Result, Done]:
     """Run the engine to its end.
@@ -79,6 +80,7 @@ def run_engine(
         environment: Its whole environment.
         feedback: Where progress goes and cancelling comes from.
         after_crash: Called with the process id of an engine that was killed or crashed: it could not tidy up.
+        while_waiting: Called every `patience.poll_s`, in this thread.
         patience: How long to wait for what.
 
     Raises:
@@ -90,6 +92,7 @@ def run_engine(
         run.start(command, arguments, environment)
         while run.is_running():
             run.read(patience.poll_s)
+            while_waiting()
             run.keep_time()
         run.read(0.0)
         return conclude(run.said, run.ending())
