@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 @click.option("--images", help="Rasters (path or pattern), instead of CONFIG.")
 @click.option("--labels", help="Polygons or class rasters for --images.")
 @click.option("--label-field", default="", help="Field of the polygons that holds the class.")
+@click.option("--bands", default="", metavar="B,B,...", help="Bands of --images by number or name; 1,2,3 if not given.")
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Class names in order, for --images.")
 @click.option("--set", "overrides", multiple=True, metavar="section.key=value", help="Change a setting of CONFIG.")
 @click.option("--resume", is_flag=True, help="Go on from the state in the folder.")
@@ -51,6 +52,10 @@ def command(
     """Train the modules that the gate chooses and a head on the labelled rasters that CONFIG names.
 
     Without CONFIG, --images and --labels adapt the small base that comes with the package, with settings that suit it.
+
+    Rasters hold any number of bands of uint8, uint16, int16 or floats, chosen by number or by name, as in bands =
+    ["B4", "B3", "B2", "B8"] of each [[source]]; [input] says what they are called, which of them are red, green and
+    blue, and how they are scaled. The model finds them by name in what it predicts.
 
     RUN gets model.onnx, report.html, and what they were made from: config.json, result.json, adapter.safetensors,
     gate.jsonl, metrics.jsonl, pictures/, state/. Ctrl-C saves the state; --resume goes on from there.
@@ -162,6 +167,9 @@ def _table(options: dict[str, Any]) -> dict[str, Any]:
         raise click.UsageError("Give CONFIG.toml, or --images and --labels.")
     names = options["classes"] or ("other", "object")
     source = {"images": options["images"], "labels": options["labels"], "label_field": options["label_field"]}
+    if options["bands"]:
+        words = [word.strip() for word in options["bands"].split(",")]
+        source["bands"] = [int(word) if word.isdecimal() else word for word in words]
     return {
         "classes": {str(n): name for n, name in enumerate(names)},
         "source": [source],

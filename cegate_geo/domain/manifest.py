@@ -46,7 +46,7 @@ class Manifest:
     """Side S of the input in pixels."""
     halo: int
     """Recommended context on each side of a tile in pixels."""
-    dtype: Literal["uint8", "uint16", "float32"] = "uint8"
+    dtype: Literal["uint8", "uint16", "int16", "float32"] = "uint8"
     """Type of the rasters that it was trained on."""
     input_maximum: float = 255.0
     """Raster value that becomes 1.0 where `scaling` is "unit"."""
@@ -180,8 +180,16 @@ class Manifest:
             "tiles_overlap": round(100 * 2 * self.halo / self.tile_size),
             "seg_thresh": 0.0,
             "seg_small_segment": 0,
+            **self._standardisation(),
         }
         return {METADATA_KEY: self.to_json(), **{key: json.dumps(value) for key, value in shared.items()}}
+
+    def _standardisation(self) -> dict[str, list[float]]:
+        """What makes a division by `input_maximum` of the one by 255 that Deepness begins with."""
+        if self.scaling != "unit" or self.input_maximum == 255:
+            return {}
+        count = len(self.bands)
+        return {"standardization_mean": [0.0] * count, "standardization_std": [self.input_maximum / 255] * count}
 
 
 def _is_range(limits: tuple[float, float] | None) -> bool:

@@ -13,6 +13,8 @@ from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import BandWarning, InputError
 
 FLOATS = ("float16", "float32", "float64")
+NUMBERED = "band_"
+"""Before the number of a band that its raster gave no name."""
 
 
 def select_bands(dataset: Any, wanted: Sequence[str], *, given: Sequence[str] = ()) -> tuple[int, ...]:
@@ -42,7 +44,9 @@ def select_bands(dataset: Any, wanted: Sequence[str], *, given: Sequence[str] = 
             f"The scene has {len(usable)} data band(s), the model needs {len(wanted)}: {', '.join(wanted)}.",
             hint=f"Say which to use, for example --bands {','.join(str(usable[0] if usable else 1) for _ in wanted)}.",
         )
-    chosen = tuple(usable[: len(wanted)])
+    numbered = [int(name.removeprefix(NUMBERED)) for name in wanted if name.removeprefix(NUMBERED).isdecimal()]
+    fits = len(numbered) == len(wanted) and set(numbered) <= set(usable)
+    chosen = tuple(numbered if fits else usable[: len(wanted)])
     warnings.warn(
         f"The scene does not name its bands; {', '.join(f'{b} = {n}' for b, n in zip(chosen, wanted, strict=True))} "
         "is assumed. Use --bands to choose others.",
@@ -130,6 +134,9 @@ def check_values(dataset: Any, bands: Sequence[int], manifest: Manifest) -> None
 def _mend(dtype: str, manifest: Manifest) -> str:
     if manifest.dtype == "float32":
         return "Convert it: gdal_translate -ot Float32 -unscale IN.tif OUT.tif."
+    if manifest.dtype in ("uint16", "int16") and dtype in ("uint16", "int16"):
+        kind = {"uint16": "UInt16", "int16": "Int16"}[manifest.dtype]
+        return f"If its values mean the same, convert them: gdal_translate -ot {kind} IN.tif OUT.tif."
     high = f"{manifest.input_maximum:g}"
     if manifest.dtype == "uint8" and dtype not in ("uint8", "int8"):
         return (

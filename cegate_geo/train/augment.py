@@ -18,6 +18,8 @@ FloatImage = npt.NDArray[np.float32]
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of red, green and blue in brightness (ITU-R BT.601)."""
+DEVIATION = 0.2
+"""Usual standard deviation of a channel of 8-bit RGB, in 0-1 units: by it strengths become shares of a band's own."""
 BLUR_SHARE, NOISE_SHARE, HAZE_SHARE = 0.2, 0.25, 0.25
 """Share of the chips that are blurred, noisy, hazy at strength 1."""
 
@@ -40,11 +42,13 @@ def turn(
     return (image[:, :, ::-1], labels[:, ::-1]) if flip else (image, labels)
 
 
-def resample(image: Image, labels: npt.NDArray[np.uint8], *, side: int) -> tuple[Image, npt.NDArray[np.uint8]]:
+def resample(
+    image: npt.NDArray[Any], labels: npt.NDArray[np.uint8], *, side: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.uint8]]:
     """Bring a square chip to `side` pixels: the image smoothly (area-weighted when it shrinks), labels by nearest.
 
     Args:
-        image: (C, S, S).
+        image: (C, S, S) uint8 or float32.
         labels: (S, S).
         side: Wanted S.
     """
@@ -81,6 +85,44 @@ def photometric(image: Image, *, strength: float, rng: np.random.Generator) -> F
     if rng.random() < NOISE_SHARE * min(strength, 2):
         add_noise(result, sigma=float(rng.uniform(0, 0.04)) * strength, rng=rng)
     return np.clip(result, 0, 1, out=result)
+
+
+def band_shifts(
+    image: FloatImage,
+    mean: npt.NDArray[np.float32],
+    std: npt.NDArray[np.float32],
+    *,
+    strength: float,
+    rng: np.random.Generator,
+) -> FloatImage:
+    """Change light, contrast, focus and noise of any bands, each by shares of its own standard deviation.
+
+    What is left of `photometric` where bands have no colours: saturation, hue and haze are not defined, and a gamma
+    neither where values may be negative. Most of a change is the same for all bands, so that their ratios, which tell
+    what grows, stay near what they are.
+
+    Args:
+        image: (C, H, W).
+        mean: (C, 1, 1) of each band, in the units of `image`.
+        std: (C, 1, 1) standard deviation, in the units of `image`.
+        strength: 0 = identity, 1 = usual; must not be negative.
+        rng: Source of all randomness.
+
+    Returns:
+        (C, H, W); the same array where nothing is changed.
+    """
+    if strength <= 0:
+        return image
+    result = (image - mean) / std
+    gain = np.exp(strength * (rng.uniform(-0.18, 0.18) + rng.uniform(-0.06, 0.06, mean.shape)))
+    offset = strength / DEVIATION * (rng.uniform(-0.04, 0.04) + rng.uniform(-0.015, 0.015, mean.shape))
+    result = result * gain.astype(np.float32) + offset.astype(np.float32)
+    if rng.random() < BLUR_SHARE * min(strength, 2):
+        result = blur(result, float(rng.uniform(0.1, 0.5)) * min(strength, 2) / 2)
+    if rng.random() < NOISE_SHARE * min(strength, 2):
+        add_noise(result, sigma=float(rng.uniform(0, 0.04)) * strength / DEVIATION, rng=rng)
+    shifted: FloatImage = result * std + mean
+    return shifted
 
 
 def tone_curves(strength: float, rng: np.random.Generator) -> npt.NDArray[np.float32]:

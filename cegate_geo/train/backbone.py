@@ -36,9 +36,9 @@ class BackboneSpec:
     """timm model name, for example "vit_small_patch14_dinov2.lvd142m"."""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `timm.create_model` beyond the name, JSON values."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean per channel, in 0-1 units."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation per channel, in 0-1 units."""
     positions: Literal["stored", "sincos"] = "stored"
     """Whether a saved file holds the position embeddings, or they are sines and cosines that are made again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ import rasterio
 from rasterio.windows import Window
 
 from cegate_geo.errors import InputError, RasterError
+from cegate_geo.infer.bands import select_bands
+from cegate_geo.train.raster_input import RGB_BANDS, Band
 
 SIDECARS = (".aux.xml", ".ovr", ".msk", ".qml")
 """Endings of files that belong to a raster and are none."""
@@ -29,8 +31,9 @@ class UnlabelledSource:
     """Path or glob pattern."""
     weight: float = 1.0
     """Share of the chips relative to other sources."""
-    bands: tuple[int, ...] = (1, 2, 3)
-    """Bands, from 1, in the order red, green, blue."""
+    bands: tuple[Band, ...] = ()
+    """Bands by number, from 1, or by name, in the order of the model's. Empty: as a source of a run without them; for
+    `pretrain` 1, 2, 3."""
 
 
 def expand(pattern: str) -> list[Path]:
@@ -57,32 +60,40 @@ def _quiet() -> Iterator[None]:
 
 
 class Uint8Raster:
-    """Three bands of an open raster of 8 bits. Made by `open_uint8`."""
+    """Bands of an open raster of 8 bits. Made by `open_uint8`."""
 
     def __init__(self, dataset: Any, bands: tuple[int, ...]) -> None:
         self._dataset, self._bands = dataset, bands
         self.shape: tuple[int, int] = dataset.shape
 
     def read(self, row: int, col: int, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """(3, height, width) of a window within the raster."""
+        """(C, height, width) of a window within the raster."""
         values: npt.NDArray[np.uint8] = self._dataset.read(self._bands, window=Window(col, row, width, height))
         return values
 
 
 @contextlib.contextmanager
-def open_uint8(path: Path, bands: tuple[int, ...]) -> Iterator[Uint8Raster]:
+def open_uint8(path: Path, bands: Sequence[Band] = ()) -> Iterator[Uint8Raster]:
     """Open a raster to look at its pixels only: whatever its place, as long as it holds bytes.
 
+    Args:
+        path: The raster.
+        bands: Bands by number or name; red, green and blue as 1, 2, 3 if empty.
+
     Raises:
+        InputError: If it has no band of a name.
         RasterError: If it can't be read, lacks a band, or holds other numbers.
     """
     try:
         with _quiet(), rasterio.open(path) as dataset:
-            if max(bands) > dataset.count or dataset.dtypes[0] != "uint8":
+            wanted = bands or RGB_BANDS
+            numbers = [band for band in wanted if isinstance(band, int)]
+            if max(numbers, default=1) > dataset.count or dataset.dtypes[0] != "uint8":
                 raise RasterError(
-                    f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; bands {bands} of uint8 are needed.",
+                    f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; bands {wanted} of uint8 are needed.",
                     hint="Choose other bands, or scale it to 8 bits first (gdal_translate -ot Byte -scale).",
                 )
-            yield Uint8Raster(dataset, bands)
+            given = [str(band) for band in wanted]
+            yield Uint8Raster(dataset, select_bands(dataset, given, given=given))
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"{path} can't be read: {error}.", hint="Check that it is a raster.") from error

@@ -15,13 +15,17 @@ from cegate_geo.domain.legend import IGNORE_INDEX
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, LabelError
 from cegate_geo.infer.validity import fill_invalid
-from cegate_geo.train.augment import photometric, resample, turn
+from cegate_geo.train.augment import band_shifts, photometric, resample, turn
 from cegate_geo.train.labels import Labels
+from cegate_geo.train.raster_input import FULL_SCALE, RGB
+from cegate_geo.train.scenes import LabelledScene, Pixels
 from cegate_geo.train.splits import Area
 from cegate_geo.train.styles import StylePool
 
 CELL = 64
 """Side of the cells in which labelled pixels are counted, so that places can be drawn by class."""
+TINY = np.float32(1e-12)
+"""Least standard deviation that is divided by."""
 STATISTICS_CELLS = 1024
 """Cells that image statistics are taken from, spread evenly."""
 
@@ -62,8 +66,9 @@ class ChipSampler:
         balance: Share of the chips that is drawn around a class chosen evenly among those that occur; the others are
             drawn around any labelled pixel.
         classes: Number of classes K.
-        photometric: Strength of colour augmentation; 0 turns it off.
-        styles: Looks of other places, for chips of `crop` pixels; None for none.
+        photometric: Strength of colour augmentation, see `augment.photometric`, and `augment.band_shifts` for anything
+            but 8-bit RGB; 0 turns it off.
+        styles: Looks of other places, for chips of `crop` pixels of 8 bits; None for none.
         style: Share of the chips that get one.
         weights: Share of the chips by area; None: as the scenes' sources are weighted, by labelled pixels within.
 
@@ -107,48 +112,69 @@ class ChipSampler:
         self._present = np.flatnonzero(by_class.sum(0) > 0)
         self._by_class = by_class / np.maximum(by_class.sum(0), 1e-300)
         self._cumulated = [np.cumsum(np.column_stack([c.counts, c.counts.sum(1)]), axis=0) for c in self._cells]
+        self.channels = len(areas[0].scene.bands)
+        self._has_colours = self.channels == len(RGB) and all(is_byte(a.scene) for a in areas)
+        self._statistics = self._measure()
 
     def pixel_counts(self) -> list[int]:
         """Labelled pixels per class, in channel order."""
         return [int(n) for n in self._counts.sum(0)]
 
     def image_statistics(self) -> dict[str, list[float]]:
-        """Mean and standard deviation per channel in 0-1 units over labelled cells, weighted as chips are drawn."""
-        sums, squares, weight = np.zeros(3), np.zeros(3), 0.0
+        """Mean and standard deviation per channel, in units of the scenes' scales, over labelled cells.
+
+        Weighted as chips are drawn; pixels that are no data do not count.
+        """
+        mean, std = self._statistics
+        return {"mean": mean.tolist(), "std": std.tolist()}
+
+    def _measure(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Mean and standard deviation (C) of the scenes' values, of a cell at a time."""
+        sums, squares, weight = np.zeros(self.channels), np.zeros(self.channels), 0.0
         for area, cells, share in zip(self._areas, self._cells, self._shares, strict=True):
             n = len(cells.windows)
             wanted = min(n, max(1, math.ceil(STATISTICS_CELLS * share))) if n else 0
             for k in np.linspace(0, n - 1, wanted).round().astype(int):
                 image, valid, _ = area.read(cells.windows[k])
-                values = image[:, valid].astype(np.float64) / 255
+                values = image[:, valid].astype(np.float64) / area.scene.scale
                 if values.size:
                     sums += share / wanted * values.mean(1)
                     squares += share / wanted * (values**2).mean(1)
                     weight += share / wanted
         mean = sums / weight
-        return {"mean": mean.tolist(), "std": np.sqrt(np.maximum(0, squares / weight - mean**2)).tolist()}
+        return mean, np.sqrt(np.maximum(0, squares / weight - mean**2))
 
     def sample(self, rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         """One chip.
 
         Returns:
-            Image (3, crop, crop) float32 in 0-1 units, labels (crop, crop) int64; 255 = left out.
+            Image (C, crop, crop) float32 in units of the scene's scale, 0-1 for 8 bits; labels (crop, crop) int64,
+            255 = left out.
         """
         area, row, col = self._place(rng)
         side = self._side(area, rng)
         window = _around(area, row, col, side, rng)
         image, labels = _padded(area, window)
+        if not is_byte(area.scene):
+            image = _scaled(area, image)
         image, labels = resample(image, labels, side=self.crop)
         image, labels = turn(image, labels, quarters=int(rng.integers(4)), flip=bool(rng.random() < 0.5))
         if self._styles is not None and rng.random() < self._style:
             image = self._styles.restyle(np.ascontiguousarray(image), rng)
-        picture = photometric(np.ascontiguousarray(image), strength=self.photometric, rng=rng)
+        picture = self._changed(area, np.ascontiguousarray(image), rng)
         return picture, np.ascontiguousarray(labels).astype(np.int64)
 
+    def _changed(self, area: Area, image: npt.NDArray[Any], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+        if self._has_colours:
+            return photometric(image, strength=self.photometric, rng=rng)
+        mean, std = (values.astype(np.float32).reshape(-1, 1, 1) for values in self._statistics)
+        values = _scaled(area, image) if is_byte(area.scene) else image
+        return band_shifts(values, mean, np.maximum(std, TINY), strength=self.photometric, rng=rng)
+
     def batch(self, generators: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A chip from each generator: images (N, 3, crop, crop) float32 in 0-1 units, labels (N, crop, crop) int64."""
+        """A chip from each generator: images (N, C, crop, crop) float32, labels (N, crop, crop) int64; see `sample`."""
         count = len(generators)
-        images = np.empty((count, 3, self.crop, self.crop), np.float32)
+        images = np.empty((count, self.channels, self.crop, self.crop), np.float32)
         labels = np.empty((count, self.crop, self.crop), np.int64)
         for n, rng in enumerate(generators):
             images[n], labels[n] = self.sample(rng)
@@ -195,7 +221,18 @@ def _around(area: Area, row: int, col: int, side: int, rng: np.random.Generator)
     return Window(col_off=offsets[1], row_off=offsets[0], width=side, height=side)
 
 
-def _padded(area: Area, window: Window) -> tuple[npt.NDArray[np.uint8], Labels]:
+def is_byte(scene: LabelledScene) -> bool:
+    """Whether values stay bytes until the end, as the curves and styles of colours want them."""
+    return scene.dtype == "uint8" and scene.scale == FULL_SCALE["uint8"]
+
+
+def _scaled(area: Area, values: Pixels) -> npt.NDArray[np.float32]:
+    """Raster values as the engine gives them to a model: bit by bit."""
+    result: npt.NDArray[np.float32] = values.astype(np.float32) / np.float32(area.scene.scale)
+    return result
+
+
+def _padded(area: Area, window: Window) -> tuple[Pixels, Labels]:
     """Image and labels of a window, filled where there is no data as inference fills it: mirrored, then nearest."""
     inside = window.intersection(area.scene.grid.window)
     if inside is None:
@@ -231,6 +268,6 @@ def validation_tiles(areas: Sequence[Area], *, crop: int) -> list[tuple[Area, Wi
 
 
 def read_tile(area: Area, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Image (3, H, W) float32 in 0-1 units and labels (H, W) int64 of a window, without augmentation."""
+    """Image (C, H, W) float32, as `ChipSampler.sample`, and labels (H, W) int64 of a window, without augmentation."""
     image, labels = _padded(area, window)
-    return image.astype(np.float32) / np.float32(255), labels.astype(np.int64)
+    return _scaled(area, image), labels.astype(np.int64)

@@ -9,6 +9,7 @@ from typing import Literal
 from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ConfigError
 from cegate_geo.train.byte_rasters import UnlabelledSource
+from cegate_geo.train.raster_input import Band, InputConfig, require_same_count, require_scale
 
 Method = Literal[
     "gate",
@@ -49,8 +50,11 @@ class SourceConfig:
     rows: tuple[int, int] | None = None
     """First and last-but-one row (of the raster) that may be used, for splits by hand."""
     cols: tuple[int, int] | None = None
-    bands: tuple[int, ...] = (1, 2, 3)
-    """Bands, from 1, in the order red, green, blue."""
+    bands: tuple[Band, ...] = ()
+    """Bands by number, from 1, or by name, in the order of the model's; three by number are red, green, blue. Empty: by
+    the names of `input.bands`, else as the first source, but 1, 2, 3 where that has red, green, blue by number."""
+    scale: float | None = None
+    """Raster value that becomes 1; empty: `input.scale`. Sources of different types need one each."""
     nodata: tuple[float, ...] = ()
     """Value of holes that carry no flag, one per band or one for all."""
     gsd_m: float | None = None
@@ -61,6 +65,7 @@ class SourceConfig:
     def __post_init__(self) -> None:
         if self.gsd_m is not None and not self.gsd_m > 0:
             raise ConfigError(f"gsd_m = {self.gsd_m} is no size of a pixel.", hint="Give metres, more than 0.")
+        require_scale(self.scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,8 +79,10 @@ class TargetConfig:
     """Polygons of the area that is used."""
     leave_out: str = ""
     """Polygons of what is not: places to measure on, above all."""
-    bands: tuple[int, ...] = (1, 2, 3)
-    """Bands, from 1, in the order red, green, blue."""
+    bands: tuple[Band, ...] = ()
+    """As in a [[source]]."""
+    scale: float | None = None
+    """As in a [[source]]."""
     nodata: tuple[float, ...] = ()
     """Value of holes that carry no flag, one per band or one for all."""
     remap: Mapping[str, str] = field(default_factory=dict)
@@ -308,6 +315,7 @@ class AdaptConfig:
     """Unlabelled rasters that are learned from by the predictions of a teacher."""
     style: tuple[UnlabelledSource, ...] = ()
     """Unlabelled rasters of other places, seasons or sensors: their looks are put on the chips."""
+    input: InputConfig = field(default_factory=InputConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     peft: PeftConfig = field(default_factory=PeftConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -331,6 +339,9 @@ class AdaptConfig:
                 "There is a [[target]], but no self_training.teacher.",
                 hint="Adapt without targets first, and name that run's folder as the teacher; or name an ONNX file.",
             )
+        chosen = [("source", s.bands) for s in self.source] + [("validation", s.bands) for s in self.validation]
+        chosen += [("target", t.bands) for t in self.target] + [("style", s.bands) for s in self.style]
+        require_same_count([("input", self.input.bands), *chosen])
 
     @property
     def legend(self) -> Legend:

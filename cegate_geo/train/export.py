@@ -1,7 +1,8 @@
 """Write a trained model as one ONNX file that our engine and others read, and prove that it computes the same.
 
-The portable profile: one input, float32 (batch, 3, S, S) in 0-1 units; one output, float32 (batch, K, S, S),
-probabilities. Normalisation and softmax are in the graph, the manifest is in its metadata.
+The portable profile: one input, float32 (batch, C, S, S), raster values divided by the manifest's `input_maximum`, 0-1
+for 8 bits; one output, float32 (batch, K, S, S), probabilities. Normalisation and softmax are in the graph, the
+manifest is in its metadata.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def export_model(
         path: The file; replaced if it exists.
         precision: "fp16" and "bf16" store weights in 16 bits, and compute in float32 all the same; "int8" computes
             large products in 8 bits.
-        sample: (N, 3, S, S) in 0-1 units with S = `manifest.tile_size`: tiles to compare on.
+        sample: (N, C, S, S) as the model takes them, with S = `manifest.tile_size`: tiles to compare on.
         source: Tiles to calibrate int8 on, and to prove it on.
 
     Raises:
@@ -100,11 +101,11 @@ def export_model(
         ModelError: If segmenter and manifest contradict each other, or the model does not fit into one file.
         ParityError: If onnxruntime computes something else, or rounding costs too much; nothing is written then.
     """
-    _check_sample(sample, manifest)
     _check_modules(segmenter, manifest)
+    _check_sample(sample, manifest)
     tiles = sample if len(sample) > 1 else torch.cat([sample, sample.flip(3)])  # a batch of two is compared, too
     model, expected, rounding, seconds = _prepare(segmenter, manifest, precision, tiles)
-    graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size)
+    graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size, channels=model.channels)
     if precision in ROUNDED:
         onnx_graph.store_rounded(graph, ROUNDED[precision])
     computed, onnx_seconds = run_onnx(_serialise(graph), tiles)
@@ -203,6 +204,7 @@ def _prepare(
         )
     model.fix_size(manifest.tile_size)
     model.fold_norms()
+    model.fold_bands()
     if precision not in ROUNDED:
         return model, expected, None, seconds
     round_weights(model, precision)
@@ -230,21 +232,25 @@ def _check_choices(profile: str, precision: str, keep: object) -> None:
 
 
 def _check_sample(sample: torch.Tensor, manifest: Manifest) -> None:
-    size = manifest.tile_size
-    if sample.ndim != 4 or sample.shape[0] < 1 or tuple(sample.shape[1:]) != (3, size, size):
+    size, channels = manifest.tile_size, len(manifest.bands)
+    if sample.ndim != 4 or sample.shape[0] < 1 or tuple(sample.shape[1:]) != (channels, size, size):
         raise InputError(
-            f"The sample has the shape {tuple(sample.shape)}.", hint=f"Give (N, 3, {size}, {size}) with N of 1 or more."
+            f"The sample has the shape {tuple(sample.shape)}.",
+            hint=f"Give (N, {channels}, {size}, {size}) with N of 1 or more.",
         )
-    if not bool(((sample >= 0) & (sample <= 1)).all()):
+    if not bool(sample.isfinite().all()):
+        raise InputError("The sample holds values that are no numbers.", hint="Fill what is no data.")
+    if manifest.dtype == "uint8" and not bool(((sample >= 0) & (sample * manifest.input_maximum <= 255.01)).all()):
         raise InputError("The sample holds values outside 0 to 1.", hint="Divide by the largest raster value.")
 
 
 def _check_modules(segmenter: Segmenter, manifest: Manifest) -> None:
     """Refuse another contract, LoRA that is not merged, and other modules than the manifest states."""
-    if manifest.output != "probabilities" or manifest.scaling != "unit" or len(manifest.bands) != 3:
+    channels = segmenter.channels
+    if manifest.output != "probabilities" or manifest.scaling != "unit" or len(manifest.bands) != channels:
         raise ModelError(
             f"The manifest says output={manifest.output!r}, scaling={manifest.scaling!r}, bands={manifest.bands}.",
-            hint="The portable profile takes three bands in 0-1 units and gives probabilities.",
+            hint=f"The model takes {channels} bands, divided by one number, and gives probabilities.",
         )
     present = {
         str(ModuleKey(int(name.split(".")[1]), module.kind))

@@ -36,8 +36,11 @@ def make_head(
     classes: int,
     norm: Norm = "batch",
     queries: QueryConfig | None = None,
+    channels: int = 3,
 ) -> nn.Module:
     """A head by name: one of `HEADS`, which normalise by `norm`, or "mask2former", whose sizes `queries` gives.
+
+    Those that look at the image itself take it with `channels` bands.
 
     Raises:
         ConfigError: If there is no such head, or it can't have this width.
@@ -48,9 +51,9 @@ def make_head(
     if name == "dpt":
         return DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "dpt-detail":
-        return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
+        return DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm, channels=channels)
     if name == "dpt-unet":
-        return LateFusionHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
+        return LateFusionHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm, channels=channels)
     if name == "upernet":
         return UPerNetHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
     if name == "mask2former":
@@ -140,13 +143,16 @@ class DetailHead(nn.Module):
         dim: Width of the head, a multiple of 8.
         classes: Number of classes K.
         norm: What it normalises by.
+        channels: Bands C of the image.
     """
 
-    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> None:
+    def __init__(
+        self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch", channels: int = 3
+    ) -> None:
         super().__init__()
         self.dpt = DptHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
         half = dim // 2
-        self.stem = _downsample(3, half, norm)
+        self.stem = _downsample(channels, half, norm)
         # The finest map of four levels has stride 4; each level less begins one octave coarser.
         steps = [[half] + [dim] * (4 - levels)] + [[dim]] * (levels - 1)
         self.pyramid = nn.ModuleList(
@@ -161,7 +167,7 @@ class DetailHead(nn.Module):
         )
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> torch.Tensor:
-        """Levels (N, D, h, w), shallow to deep, and the image (N, 3, H, W) → (N, K, H / 2, W / 2)."""
+        """Levels (N, D, h, w), shallow to deep, and the image (N, C, H, W) → (N, K, H / 2, W / 2)."""
         fine = self.stem(image)
         maps: list[torch.Tensor] = []
         for stage in self.pyramid:
@@ -183,15 +189,18 @@ class LateFusionHead(nn.Module):
         dim: Width of the head, a multiple of 8.
         classes: Number of classes K.
         norm: What it normalises by.
+        channels: Bands C of the image.
     """
 
-    def __init__(self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch") -> None:
+    def __init__(
+        self, *, in_dim: int, levels: int, dim: int, classes: int, norm: Norm = "batch", channels: int = 3
+    ) -> None:
         super().__init__()
-        self.detail = DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm)
-        self.unet = UNet(classes, norm=norm)
+        self.detail = DetailHead(in_dim=in_dim, levels=levels, dim=dim, classes=classes, norm=norm, channels=channels)
+        self.unet = UNet(classes, norm=norm, channels=channels)
 
     def forward(self, features: Sequence[torch.Tensor], image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Levels (N, D, h, w) and the image (N, 3, H, W) → (N, K, H / 2, W / 2) and (N, K, H, W)."""
+        """Levels (N, D, h, w) and the image (N, C, H, W) → (N, K, H / 2, W / 2) and (N, K, H, W)."""
         return self.detail(features, image), self.unet(image)
 
 

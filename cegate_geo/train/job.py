@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +16,15 @@ from cegate_geo import __version__
 from cegate_geo.domain.confusion import Metrics
 from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.peft import Gate, GateConfig, build_gate
-from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
+from cegate_geo.train.chips import ChipSampler, is_byte, read_tile, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
 from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.ranks import Ranks
+from cegate_geo.train.raster_input import RasterInput
 from cegate_geo.train.run import Run, new_run
 from cegate_geo.train.scenes import LabelledScene, open_scenes
+from cegate_geo.train.settle_input import read_as, settle_input, styles_as
 from cegate_geo.train.splits import Area, apart, split_scenes, whole
 from cegate_geo.train.styles import StylePool
 from cegate_geo.train.targets import open_targets
@@ -77,9 +79,9 @@ class Job:
 def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], list[Area]]:
     """All source scenes, training areas, held-out areas."""
     legend, settings = config.legend, config.train
-    scenes = [scene for source in config.source for scene in open_scenes(source, legend)]
+    scenes = [scene for source in config.source for scene in open_scenes(read_as(config, source), legend)]
     if config.validation:
-        held_out = [whole(s) for source in config.validation for s in open_scenes(source, legend)]
+        held_out = [whole(s) for source in config.validation for s in open_scenes(read_as(config, source), legend)]
         return scenes, [whole(s) for s in scenes], held_out
     if settings.validation == 0:
         return scenes, [whole(s) for s in scenes], []
@@ -119,8 +121,12 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
     targets = open_targets(config, folder, scenes)
     training += apart(targets, held_out, buffer=config.train.crop // 8)
     settings, peft = config.train, config.peft
+    sampler = _make_sampler(config, training)
+    learned_from = [*scenes, *(area.scene for area in held_out), *targets]
+    statistics = sampler.image_statistics()
+    taken = settle_input(config, learned_from, (statistics["mean"], statistics["std"]))
     torch.manual_seed(settings.seed)
-    run = new_run(folder, config)
+    run = new_run(folder, config, taken)
     run.segmenter.to(device)
     if settings.checkpointing:
         run.segmenter.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
@@ -128,18 +134,8 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         _unfuse_attention(run.segmenter.backbone)
     method = "frozen" if peft.method == "full" else peft.method
     gate = build_gate(run.toolbox, method, _gate_config(config), seed=settings.seed, model=run.segmenter)
-    sampler = ChipSampler(
-        training,
-        crop=settings.crop,
-        scale=settings.scale,
-        balance=settings.balance,
-        classes=len(config.legend),
-        photometric=settings.photometric,
-        styles=_read_styles(config),
-        style=settings.style,
-    )
     places = validation_tiles(held_out, crop=config.model.tile_size)
-    run.facts = collect_facts(config, scenes, sampler, provenance)
+    run.facts = collect_facts(config, scenes, sampler, taken, provenance)
     return Job(
         run=run,
         gate=gate,
@@ -151,6 +147,20 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         device=device,
         ranks=ranks,
         precision=choose_precision(settings.precision, device),
+    )
+
+
+def _make_sampler(config: AdaptConfig, training: Sequence[Area]) -> ChipSampler:
+    settings = config.train
+    return ChipSampler(
+        training,
+        crop=settings.crop,
+        scale=settings.scale,
+        balance=settings.balance,
+        classes=len(config.legend),
+        photometric=settings.photometric,
+        styles=_read_styles(config, training),
+        style=settings.style,
     )
 
 
@@ -169,12 +179,19 @@ def _gate_config(config: AdaptConfig) -> GateConfig:
     )
 
 
-def _read_styles(config: AdaptConfig) -> StylePool | None:
+def _read_styles(config: AdaptConfig, training: Sequence[Area]) -> StylePool | None:
     """The same pool for the same seed; None where there is no [[style]], or it is not used."""
     if not config.style or not config.train.style:
         return None
+    other = next((a.scene for a in training if not is_byte(a.scene)), None)
+    if other is not None:
+        raise ConfigError(
+            f"There is a [[style]], but {other.name} holds {other.dtype} in units of {other.scale:g}: looks are put on "
+            "8 bits only, in units of 255.",
+            hint="Leave [[style]] out, or set train.style = 0.",
+        )
     rng = np.random.default_rng([config.train.seed, STYLE_STREAM])
-    return StylePool(config.style, side=config.train.crop, rng=rng, method=config.train.style_method)
+    return StylePool(styles_as(config), side=config.train.crop, rng=rng, method=config.train.style_method)
 
 
 def _unfuse_attention(vit: torch.nn.Module) -> None:
@@ -205,7 +222,11 @@ def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
 
 
 def collect_facts(
-    config: AdaptConfig, scenes: list[LabelledScene], sampler: ChipSampler, provenance: dict[str, Any] | None
+    config: AdaptConfig,
+    scenes: list[LabelledScene],
+    sampler: ChipSampler,
+    taken: RasterInput,
+    provenance: dict[str, Any] | None,
 ) -> dict[str, Any]:
     """What the manifest will tell of this run."""
     sizes = [s.gsd_m for s in scenes if s.gsd_m is not None]
@@ -217,7 +238,8 @@ def collect_facts(
     return {
         "gsd_m": float(np.exp(np.mean(np.log(sizes)))),
         "gsd_range_m": [min(sizes) * low, max(sizes) * high],
-        "bands": ["red", "green", "blue"],
+        "bands": list(taken.bands),
+        "input": taken.to_json(),
         "version": __version__,
         "sources": [s.name or Path(s.images).name for s in config.source],
         "styles": [Path(s.images).name for s in config.style] if config.train.style else [],

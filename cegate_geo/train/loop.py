@@ -156,7 +156,7 @@ def _begin(job: Job, *, resume: bool) -> int:
     if job.ranks.is_first and not (job.run.folder / CONFIG).exists():
         write_text(job.run.folder / CONFIG, _as_text(job.run.config))
     weights = [*job.run.segmenter.state_dict().values(), *job.ema.shadow]
-    job.ranks.require_same("weights to start from", str(start), *weights)
+    job.ranks.require_same("weights to start from", str(start), json.dumps(job.run.taken.to_json()), *weights)
     return start
 
 
@@ -278,7 +278,15 @@ def _finish(job: Job, seconds: float) -> AdaptResult:
         return result
     load_weights(run)
     legend, tiles = run.config.legend, job.tiles[:PICTURES]
-    save_pictures(run.segmenter, tiles, legend, run.folder / "pictures", device=job.device, precision=job.precision)
+    save_pictures(
+        run.segmenter,
+        tiles,
+        legend,
+        run.folder / "pictures",
+        taken=run.taken,
+        device=job.device,
+        precision=job.precision,
+    )
     table = {
         **{f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "folder"},
         "modules_total": len(run.toolbox.keys),

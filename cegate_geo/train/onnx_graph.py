@@ -38,7 +38,7 @@ class WithProbabilities(nn.Module):
     onnxruntime's CPU kernel for Softmax over the channels of (N, K, H, W) is 5 to 15 times slower than its parts.
 
     Args:
-        segmenter: Images (N, 3, S, S) in 0-1 units to logits (N, K, S, S).
+        segmenter: Images (N, C, S, S) as the segmenter takes them to logits (N, K, S, S).
     """
 
     def __init__(self, segmenter: nn.Module) -> None:
@@ -46,18 +46,19 @@ class WithProbabilities(nn.Module):
         self.segmenter = segmenter
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, 3, S, S) in 0-1 units → probabilities (N, K, S, S)."""
+        """(N, C, S, S) as the segmenter takes them → probabilities (N, K, S, S)."""
         logits = self.segmenter(image)
         powers = (logits - logits.amax(dim=1, keepdim=True)).exp()
         return powers / powers.sum(dim=1, keepdim=True)
 
 
-def build_graph(segmenter: nn.Module, *, tile_size: int) -> onnx.ModelProto:
+def build_graph(segmenter: nn.Module, *, tile_size: int, channels: int = 3) -> onnx.ModelProto:
     """The graph of a segmenter with its softmax: static square input of `tile_size` pixels, dynamic batch.
 
     Args:
         segmenter: In evaluation mode, float32, on the CPU.
         tile_size: Side S of the input.
+        channels: Bands C of the input.
 
     Returns:
         A checked model without metadata. Initializers have the names of the segmenter's parameters.
@@ -65,7 +66,7 @@ def build_graph(segmenter: nn.Module, *, tile_size: int) -> onnx.ModelProto:
     Raises:
         ModelError: If the model can't be traced, or needs an operator that opset 17 does not have.
     """
-    sample = torch.zeros(2, 3, tile_size, tile_size)
+    sample = torch.zeros(2, channels, tile_size, tile_size)
     shapes = {INPUT: {0: torch.export.Dim("batch")}}
     try:
         with _quiet():

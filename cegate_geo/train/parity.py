@@ -75,7 +75,7 @@ def run_eager(segmenter: nn.Module, tiles: torch.Tensor) -> tuple[Probabilities,
 
     Args:
         segmenter: Images to logits, in evaluation mode.
-        tiles: (N, 3, S, S) in 0-1 units.
+        tiles: (N, C, S, S) as the model takes them.
 
     Returns:
         Probabilities of all tiles, each computed alone, and the seconds of the fastest.
@@ -94,7 +94,7 @@ def run_onnx(content: bytes, tiles: torch.Tensor) -> tuple[Probabilities, float]
 
     Args:
         content: An ONNX file.
-        tiles: (N, 3, S, S) in 0-1 units.
+        tiles: (N, C, S, S) as the model takes them.
 
     Returns:
         Probabilities of all tiles, the first computed alone, the others in batches of two; and seconds for one tile.

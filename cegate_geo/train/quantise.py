@@ -55,7 +55,7 @@ class Labelled:
     """Tiles of the source, for int8."""
 
     calibration: torch.Tensor
-    """(N, 3, S, S) in 0-1 units, of the part that was trained on."""
+    """(N, C, S, S) as the model takes them, of the part that was trained on."""
     held_out: Sequence[Tile]
     """With labels, not trained on."""
 
@@ -85,7 +85,7 @@ def quantise(graph: onnx.ModelProto, tiles: torch.Tensor) -> onnx.ModelProto:
 
     Args:
         graph: As `onnx_graph.build_graph` gives it.
-        tiles: (N, 3, S, S) in 0-1 units to calibrate on, N of 1 or more.
+        tiles: (N, C, S, S) as the model takes them to calibrate on, N of 1 or more.
 
     Raises:
         InputError: If there is no tile.
@@ -148,7 +148,7 @@ def quantise_proved(
     Args:
         graph: In single precision.
         computed: Its probabilities on `tiles`.
-        tiles: (N, 3, S, S) in 0-1 units to compare on.
+        tiles: (N, C, S, S) as the model takes them to compare on.
         source: What to calibrate and to prove it on.
         legend: The classes in channel order.
 

@@ -105,7 +105,7 @@ def _head(log: RunLog, settings: AdaptConfig, title: str) -> str:
     if log.selections:
         values.append((f"{len(log.selections[-1].active)}", f"of {_total(log)} modules trained at a time"))
     if "trained_parameters" in log.result:
-        values.append((_count(log.result["trained_parameters"]), "parameters in modules and head"))
+        values.append((_count(log.result["trained_parameters"]), "parameters that were trained"))
     text = f'<p class="small">{log.unreadable} lines of the logs could not be read.</p>' if log.unreadable else ""
     described = f"<p>{escape(settings.description)}</p>" if settings.description else ""
     return f'<h1>{escape(title)}</h1>\n<p class="lead">{told}</p>\n{described}{figures(values)}{text}'

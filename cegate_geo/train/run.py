@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from cegate_geo.errors import InputError, ModelError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
 from cegate_geo.train import crossearth
 from cegate_geo.train.backbone import load_backbone, read_weights
+from cegate_geo.train.band_projection import projection_of, take_bands
 from cegate_geo.train.config import AdaptConfig, ModelConfig
 from cegate_geo.train.config_file import build
+from cegate_geo.train.raster_input import RasterInput
 from cegate_geo.train.run_files import write_tensors
 from cegate_geo.train.segmenter import Segmenter
 
@@ -37,6 +39,8 @@ class Run:
     """With the toolbox attached."""
     toolbox: Toolbox
     """Empty for methods without modules."""
+    taken: RasterInput = field(default_factory=RasterInput)
+    """Its bands, and how their values are scaled."""
     active: frozenset[ModuleKey] = frozenset()
     """Active at the step whose weights were kept."""
     ever_active: frozenset[ModuleKey] = frozenset()
@@ -45,9 +49,19 @@ class Run:
     """GSD, bands, validation figures, provenance: see `loop`."""
 
     def trained_parameters(self) -> list[torch.nn.Parameter]:
-        """Everything that training may change, in a stable order: modules, head, and the backbone of method "full"."""
+        """Everything that training may change, in a stable order.
+
+        Modules, head, what the patch embedding learns of bands that the backbone does not know, and the backbone of
+        method "full".
+        """
         backbone = list(self.segmenter.backbone.parameters()) if self.config.peft.method == "full" else []
-        return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *backbone]
+        bands = [] if backbone else self.new_bands()
+        return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *bands, *backbone]
+
+    def new_bands(self) -> list[torch.nn.Parameter]:
+        """Weights of the patch embedding for bands that the backbone does not know; none for three bands."""
+        projection = projection_of(self.segmenter.backbone)
+        return [] if projection is None else [projection.new]
 
     def running_statistics(self) -> list[torch.Tensor]:
         """Means and variances that the head's batch normalisation keeps, in a stable order; none in most heads."""
@@ -64,11 +78,13 @@ class Run:
         state |= {f"module.{k}": v for k, v in self.toolbox.state_dict().items()}
         if self.keeps_backbone:
             state |= {f"backbone.{k}": v for k, v in self.segmenter.backbone.state_dict().items()}
+        else:
+            state |= {f"bands.{n}": v.detach() for n, v in enumerate(self.new_bands())}
         return state
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Strictly: nothing missing, nothing left over."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "module": {}, "backbone": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "module": {}, "backbone": {}, "bands": {}}
         for key, value in state.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
@@ -76,6 +92,10 @@ class Run:
         self.toolbox.load_state_dict(parts["module"])
         if self.keeps_backbone:
             self.segmenter.backbone.load_state_dict(parts["backbone"])
+            return
+        with torch.no_grad():
+            for n, weight in enumerate(self.new_bands()):
+                weight.copy_(parts["bands"][str(n)])
 
     def save(self) -> None:
         """Write `adapter.safetensors`: the weights of `state_dict`, the active modules, the facts."""
@@ -87,19 +107,26 @@ class Run:
         write_tensors(self.state_dict(), self.folder / ADAPTER, metadata={METADATA_KEY: json.dumps(table)})
 
 
-def new_run(folder: Path, config: AdaptConfig) -> Run:
+def new_run(folder: Path, config: AdaptConfig, taken: RasterInput | None = None) -> Run:
     """Build the model of a configuration; modules are at their identity start, or at CrossEarth's released weights.
 
-    The caller seeds torch: head and modules are initialised from its global generator.
+    It takes `taken`, or 8-bit RGB. The caller seeds torch: head and modules are initialised from its global generator.
     """
     weights = config.model.weights
     path = str(shipped_base()) if weights == "shipped" else weights
     is_full, is_rein = config.peft.method == "full", config.peft.method == "rein"
     backbone, spec = load_backbone(config.model.backbone, path, image_size=config.model.tile_size, takes_rein=is_rein)
+    taken = taken or RasterInput()
+    take_bands(backbone, channels=len(taken.bands), rgb=taken.rgb)
+    if taken.mean:
+        spec = replace(spec, mean=taken.mean, std=taken.std)
     toolbox = build_toolbox(backbone, "frozen" if is_full else config.peft.method, _toolbox_config(config))
     if is_rein and Path(path).suffix in PICKLED:
         _start_from_crossearth(toolbox, Path(path))
     backbone.requires_grad_(is_full)
+    projection = projection_of(backbone)
+    if projection is not None:
+        projection.new.requires_grad_(True)
     toolbox.set_active(toolbox.keys)
     segmenter = Segmenter(
         backbone,
@@ -110,7 +137,7 @@ def new_run(folder: Path, config: AdaptConfig) -> Run:
         norm=config.model.norm,
         queries=config.model.mask2former,
     )
-    return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox)
+    return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox, taken=taken)
 
 
 def _start_from_crossearth(toolbox: Toolbox, path: Path) -> None:
@@ -131,7 +158,7 @@ def load_run(folder: Path) -> Run:
         table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{folder} holds no run: {error}.", hint="Run cegate-geo adapt first.") from error
-    run = new_run(folder, build(AdaptConfig, table))
+    run = new_run(folder, build(AdaptConfig, table), RasterInput.of_facts(_read_kept(folder)["facts"]))
     load_weights(run)
     return run
 
@@ -143,10 +170,8 @@ def load_weights(run: Run) -> None:
         InputError: If the folder holds none.
         ModelError: If they do not fit the configuration.
     """
-    path = run.folder / ADAPTER
+    path, table = run.folder / ADAPTER, _read_kept(run.folder)
     try:
-        with safe_open(path, framework="pt") as file:
-            table = json.loads((file.metadata() or {})[METADATA_KEY])
         run.load_state_dict(load_file(path))
     except (OSError, SafetensorError) as error:
         raise InputError(f"{run.folder} holds no weights: {error}.", hint="Run cegate-geo adapt first.") from error
@@ -156,6 +181,19 @@ def load_weights(run: Run) -> None:
     run.active = frozenset(keys[k] for k in table["active"])
     run.ever_active = frozenset(keys[k] for k in table["ever_active"])
     run.facts = table["facts"]
+
+
+def _read_kept(folder: Path) -> dict[str, Any]:
+    """What `Run.save` wrote beside the weights."""
+    path = folder / ADAPTER
+    try:
+        with safe_open(path, framework="pt") as file:
+            table: dict[str, Any] = json.loads((file.metadata() or {})[METADATA_KEY])
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no weights: {error}.", hint="Run cegate-geo adapt first.") from error
+    except KeyError as error:
+        raise ModelError(f"{path} does not fit its config.json: {error}", hint="Adapt again.") from error
+    return table
 
 
 def shipped_base() -> Path:

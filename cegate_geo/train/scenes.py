@@ -3,50 +3,76 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import rasterio
+from rasterio.io import MemoryFile
 
 from cegate_geo.domain.legend import IGNORE_INDEX, Legend
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.domain.windows import Window
-from cegate_geo.errors import LabelError
+from cegate_geo.errors import InputError, LabelError
+from cegate_geo.infer.bands import FLOATS, select_bands
+from cegate_geo.infer.georeference import quiet_about_georeference
 from cegate_geo.infer.gsd import GroundMeasure
-from cegate_geo.infer.reader import Scene
+from cegate_geo.infer.reader import Scene, raster_errors
+from cegate_geo.infer.stac import is_item, open_item
 from cegate_geo.train.byte_rasters import expand
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.labels import Labels
+from cegate_geo.train.raster_input import FULL_SCALE, RGB_BANDS, ValueType
 from cegate_geo.train.regions import LabelFiles, RegionLabels, strips
 
-BAND_NAMES = ("red", "green", "blue")
 HELD_MARGIN = 512
 """Pixels around the labelled part that are held with it: what chips at its edge look at."""
 MANY = 100
 """Rasters of a source beyond which their files are closed between reads: a process may have only so many open."""
-BYTES_PER_PIXEL = 5
-"""Three bands, validity, labels."""
+MASKS = 2
+"""Bytes of a pixel beside its values: validity, labels."""
+
+Pixels = npt.NDArray[np.generic]
+"""(C, H, W) raster values, in the raster's own type."""
 
 
 class PixelReader:
-    """Three bands of a raster and what is valid, exactly as inference reads them. One thread at a time."""
+    """Bands of a raster and what is valid, exactly as inference reads them. One thread at a time."""
 
     def __init__(self, path: Path, config: SourceConfig, legend: Legend) -> None:
         self._path, self._config = path, config
+        self.bands = config.bands or RGB_BANDS
+        """As they were chosen."""
+        self._chosen = [str(band) for band in self.bands]
         self._manifest = Manifest(
-            name="labels", legend=legend, bands=BAND_NAMES, gsd_m=1, gsd_range_m=(1, 1), tile_size=1, halo=0
+            name="labels",
+            legend=legend,
+            bands=tuple(f"channel {n}" for n in range(len(self.bands))),
+            gsd_m=1,
+            gsd_range_m=(1, 1),
+            tile_size=1,
+            halo=0,
         )
+        dtype, self.described = self._look()
+        self.dtype: ValueType = dtype
+        self.scale = config.scale if config.scale is not None else FULL_SCALE[dtype]
+        """Raster value that becomes 1."""
+        self._manifest = replace(self._manifest, dtype=dtype)
         self._scene: Scene | None = None
-        georeference = self._open().georeference
+        scene = self._open()
+        self.values_type, georeference = scene.dtype, scene.georeference
         self.grid = georeference.grid
         self.gsd_m = GroundMeasure(georeference).size().gsd_m if georeference.crs else config.gsd_m
         """Metres per pixel at the centre, geodesic, geometric mean of both axes; as stated without CRS, or None."""
 
-    def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        """(3, H, W) uint8 and (H, W) valid of a window within the raster."""
+    def read(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_]]:
+        """(C, H, W) raster values and (H, W) valid of a window within the raster."""
         strip = self._open().read(window)
-        return strip.values.astype(np.uint8, copy=False), strip.valid
+        return strip.values, strip.valid
 
     def close(self) -> None:
         """Let go of the file; it is opened again when needed."""
@@ -56,9 +82,50 @@ class PixelReader:
 
     def _open(self) -> Scene:
         if self._scene is None:
-            bands = [str(b) for b in self._config.bands]
-            self._scene = Scene(str(self._path), self._manifest, bands=bands, nodata=self._config.nodata)
+            self._scene = Scene(str(self._path), self._manifest, bands=self._chosen, nodata=self._config.nodata)
         return self._scene
+
+    def _look(self) -> tuple[ValueType, tuple[str | None, ...]]:
+        """The type of the values, and what the raster calls each of the bands, where it does.
+
+        Raises:
+            InputError: If a band is missing, or what they hold can't be learned from.
+        """
+        with self._dataset() as dataset:
+            try:
+                numbers = select_bands(dataset, self._manifest.bands, given=self._chosen)
+            except InputError as error:
+                raise InputError(f"{self._path.name}: {error.message}", hint=error.hint) from error
+            kinds = {number: str(dataset.dtypes[number - 1]) for number in numbers}
+            described = tuple(dataset.descriptions[number - 1] or None for number in numbers)
+        if len(set(kinds.values())) > 1:
+            told = ", ".join(f"{kind} in band {number}" for number, kind in kinds.items())
+            raise InputError(
+                f"{self._path.name} holds {told}.", hint="Bring its bands to one type first: gdal_translate -ot."
+            )
+        found = kinds[numbers[0]]
+        dtype = next((kind for kind in FULL_SCALE if kind == found or (kind == "float32" and found in FLOATS)), None)
+        if dtype is None:
+            raise InputError(
+                f"{self._path.name} holds {found}; models learn from {', '.join(FULL_SCALE)}.",
+                hint="Convert it: gdal_translate -ot Float32 IN.tif OUT.tif.",
+            )
+        return dtype, described
+
+    @contextmanager
+    def _dataset(self) -> Iterator[Any]:
+        """The raster as rasterio has it; a STAC item as the raster that its bands make."""
+        name = str(self._path)
+        with ExitStack() as stack:
+            stack.enter_context(raster_errors(name))
+            stack.enter_context(quiet_about_georeference())
+            if not is_item(name):
+                yield stack.enter_context(rasterio.open(name))
+                return
+            item = open_item(name, self._manifest, bands=self._chosen)
+            stack.enter_context(rasterio.Env(**item.settings))
+            memory = stack.enter_context(MemoryFile(item.vrt.encode(), ext=".vrt"))
+            yield stack.enter_context(memory.open())
 
 
 class LabelledScene:
@@ -75,8 +142,6 @@ class LabelledScene:
         stays_open: Whether files that are read from again and again stay open between.
     """
 
-    band_names = BAND_NAMES
-
     def __init__(
         self,
         name: str,
@@ -88,27 +153,32 @@ class LabelledScene:
         stays_open: bool = True,
     ) -> None:
         self.name, self.grid, self.weight = name, pixels.grid, 1.0
+        self.bands, self.described = pixels.bands, pixels.described
+        """Its bands as they were chosen, and what the raster calls each of them, where it does."""
+        self.dtype, self.scale = pixels.dtype, pixels.scale
+        """Type of its values, and the one that becomes 1."""
+        self._bytes_per_pixel = pixels.values_type.itemsize * len(pixels.bands) + MASKS
         self._pixels, self._labels, self._classes = pixels, labels, classes
         self._lock, self._stays_open = threading.RLock(), stays_open
         self.extent, self.class_counts = self._survey()
         around = self.extent.expanded(HELD_MARGIN).intersection(self.grid.window)
-        self._held: Window | None = around if around and around.area * BYTES_PER_PIXEL <= budget else None
-        self._memory: tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels] | None = None
+        self._held: Window | None = around if around and around.area * self._bytes_per_pixel <= budget else None
+        self._memory: tuple[Pixels, npt.NDArray[np.bool_], Labels] | None = None
         if self._held is not None or not stays_open:
             self._close()
 
     @property
     def held_bytes(self) -> int:
         """Memory that it takes once it is in use."""
-        return self._held.area * BYTES_PER_PIXEL if self._held is not None else 0
+        return self._held.area * self._bytes_per_pixel if self._held is not None else 0
 
     @property
     def gsd_m(self) -> float | None:
         """Metres per pixel at the centre, geodesic, geometric mean of both axes; as stated without CRS, or None."""
         return self._pixels.gsd_m
 
-    def image(self, window: Window) -> npt.NDArray[np.uint8]:
-        """(3, H, W) uint8: red, green, blue."""
+    def image(self, window: Window) -> Pixels:
+        """(C, H, W) raster values."""
         return self.read(window)[0]
 
     def valid(self, window: Window) -> npt.NDArray[np.bool_]:
@@ -119,19 +189,19 @@ class LabelledScene:
         """(H, W) uint8 channel indices of the legend; 255 = left out: not labelled, not valid, outside."""
         return self.read(window)[2]
 
-    def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
+    def read(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
         """Image, valid and labels of one window at once. The arrays may be views: do not write into them."""
         inside = window.intersection(self.grid.window)
         if inside == window:
             return self._read(window)
-        image = np.zeros((3, *window.shape), np.uint8)
+        image = np.zeros((len(self.bands), *window.shape), self._pixels.values_type)
         valid, labels = np.zeros(window.shape, np.bool_), np.full(window.shape, IGNORE_INDEX, np.uint8)
         if inside is not None:
             rows, cols = inside.slices(window)
             image[:, rows, cols], valid[rows, cols], labels[rows, cols] = self._read(inside)
         return image, valid, labels
 
-    def _read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
+    def _read(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
         if self._held is None or not self._held.contains(window):
             with self._lock:
                 try:
@@ -146,14 +216,14 @@ class LabelledScene:
         image, valid, labels = self._memory
         return image[:, rows, cols], valid[rows, cols], labels[rows, cols]
 
-    def _read_file(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
+    def _read_file(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
         image, valid = self._pixels.read(window)
         labels = self._labels.read(window)
         labels[~valid] = IGNORE_INDEX
         return image, valid, labels
 
-    def _load(self, held: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
-        image = np.empty((3, *held.shape), np.uint8)
+    def _load(self, held: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
+        image = np.empty((len(self.bands), *held.shape), self._pixels.values_type)
         valid, labels = np.empty(held.shape, np.bool_), np.empty(held.shape, np.uint8)
         for strip in strips(held):
             rows, _ = strip.slices(held)
@@ -199,7 +269,7 @@ def open_scenes(config: SourceConfig, legend: Legend, *, cache_mb: int = 1024) -
 
     Raises:
         LabelError: If labels do not fit their rasters, or nothing is labelled.
-        InputError: If a file is missing, or a raster is not 8 bit.
+        InputError: If a file or band is missing, or a raster holds what can't be learned from.
     """
     images = expand(config.images)
     files = LabelFiles(config, legend, count=len(images))

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from cegate_geo.train.backbone import BackboneSpec, patch_size
+from cegate_geo.train.band_projection import fold_bands
 from cegate_geo.train.config import QueryConfig
 from cegate_geo.train.heads import make_head
 from cegate_geo.train.mask2former import Mask2FormerHead, QueryPredictions
@@ -20,9 +21,11 @@ from cegate_geo.train.norms import Norm
 class Segmenter(nn.Module):
     """Images in 0-1 units in, logits at full size out. Normalisation is part of it, so it is part of the export.
 
+    Of bands that are not of 8 bits, the raster value `RasterInput.scale` is the unit, and values may lie beyond 0 to 1.
+
     Args:
         backbone: timm ViT.
-        spec: How the backbone wants its input.
+        spec: How the backbone wants its input; one mean and one deviation for each band.
         head: Name of a head, see `heads`.
         head_dim: Width of the head.
         classes: Number of classes K.
@@ -46,6 +49,7 @@ class Segmenter(nn.Module):
     ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.channels = len(spec.mean)
         self.patch = patch_size(backbone)
         self.indices = feature_indices(len(cast(Sequence[nn.Module], backbone.blocks)))
         dim = cast(int, backbone.embed_dim)
@@ -57,17 +61,18 @@ class Segmenter(nn.Module):
             classes=classes,
             norm=norm,
             queries=queries,
+            channels=self.channels,
         )
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) in 0-1 units → logits (N, K, H, W), the mean of all branches; H, W: multiples of the patch."""
+        """(N, C, H, W) in 0-1 units → logits (N, K, H, W), the mean of all branches; H, W: multiples of the patch."""
         first, *others = self.branches(images)
         return sum(others, first) / (1 + len(others)) if others else first
 
     def branches(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(N, 3, H, W) in 0-1 units → logits (N, K, H, W) of each branch of the head; most heads have one."""
+        """(N, C, H, W) in 0-1 units → logits (N, K, H, W) of each branch of the head; most heads have one."""
         normalised, features = self._features(images)
         found = self.head(features, normalised)
         maps = found if isinstance(found, tuple) else (found,)
@@ -78,7 +83,7 @@ class Segmenter(nn.Module):
         ]
 
     def learn_from(self, images: torch.Tensor) -> list[torch.Tensor] | QueryPredictions:
-        """(N, 3, H, W) in 0-1 units → what the loss is computed from: `branches`, or what the queries of a head say."""
+        """(N, C, H, W) in 0-1 units → what the loss is computed from: `branches`, or what the queries of a head say."""
         if isinstance(self.head, Mask2FormerHead):
             return self.head.predictions(self._features(images)[1])
         return self.branches(images)
@@ -103,6 +108,10 @@ class Segmenter(nn.Module):
         vit.set_input_size(img_size=side)  # type: ignore[operator]
         vit.dynamic_img_size = False  # type: ignore[assignment]
         vit.patch_embed.flatten = True  # type: ignore[assignment]
+
+    def fold_bands(self) -> None:
+        """Make one plain convolution of the patch embedding, in place."""
+        fold_bands(self.backbone)
 
     def fold_norms(self) -> None:
         """Fold each batch normalisation into the convolution right before it, in place.

@@ -14,7 +14,7 @@ from cegate_geo.domain.legend import IGNORE_INDEX
 from cegate_geo.domain.windows import Window, iter_blocks
 from cegate_geo.errors import InputError
 from cegate_geo.train.labels import Labels
-from cegate_geo.train.scenes import LabelledScene
+from cegate_geo.train.scenes import LabelledScene, Pixels
 
 MIN_BLOCK = 32
 """Blocks are not made smaller than that, in pixels."""
@@ -41,7 +41,7 @@ class Area:
         right, bottom = max(w.col_end for w in self.allowed), max(w.row_end for w in self.allowed)
         return Window(col_off=col, row_off=row, width=right - col, height=bottom - row)
 
-    def read(self, window: Window) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], Labels]:
+    def read(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
         """Image, valid and labels of a window; labels outside of the area are 255."""
         image, valid, labels = self.scene.read(window)
         return image, valid, self._cut(labels, window)

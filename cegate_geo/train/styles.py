@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cegate_geo.errors import InputError
 from cegate_geo.train.byte_rasters import UnlabelledSource, expand, open_uint8
+from cegate_geo.train.raster_input import RGB_BANDS
 
 Image = npt.NDArray[np.uint8]
 Method = Literal["histogram", "fourier", "both"]
@@ -46,7 +47,7 @@ class StylePool:
 
     Raises:
         InputError: If there is no raster, or all weights are 0.
-        RasterError: If one can't be read, or is not 8 bit.
+        RasterError: If one can't be read, or is not of 8 bits.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class StylePool:
         if not len(weights) or weights.min() < 0 or not weights.sum():
             raise InputError("There is no [[style]] to draw from.", hint="Give one with images = '...' and a weight.")
         paths = [expand(s.images) for s in sources]
+        channels = len(sources[0].bands or RGB_BANDS)
         self._method = method
         self._block = max(1, int(side * BLOCK[1]))
-        self._histograms = np.empty((count, 3, 256), np.float32)
-        self._amplitudes = np.empty((count, 3, 2 * self._block + 1, self._block + 1), np.float32)
+        self._histograms = np.empty((count, channels, 256), np.float32)
+        self._amplitudes = np.empty((count, channels, 2 * self._block + 1, self._block + 1), np.float32)
         for n in range(count):
             chip = _draw(sources, paths, weights / weights.sum(), side, rng)
             self._histograms[n] = cumulative_histograms(chip)
@@ -75,7 +77,7 @@ class StylePool:
         return len(self._histograms)
 
     def restyle(self, image: Image, rng: np.random.Generator) -> Image:
-        """(3, S, S) uint8 with the colours of a random chip of the pool; S is the pool's side."""
+        """(C, S, S) uint8 with the colours of a random chip of the pool; S is the pool's side."""
         n = int(rng.integers(len(self)))
         by_histogram = {"histogram": True, "fourier": False, "both": bool(rng.random() < 0.5)}[self._method]
         if by_histogram:
@@ -84,7 +86,7 @@ class StylePool:
 
 
 def cumulative_histograms(image: Image) -> npt.NDArray[np.float32]:
-    """(3, 256): share of the pixels of (3, H, W) uint8 that are at most as bright as each grey level."""
+    """(C, 256): share of the pixels of (C, H, W) uint8 that are at most as bright as each grey level."""
     counts = np.stack([np.bincount(band.reshape(-1), minlength=256) for band in image])
     shares: npt.NDArray[np.float32] = (np.cumsum(counts, axis=1) / image[0].size).astype(np.float32)
     return shares
@@ -94,7 +96,7 @@ def match_histograms(image: Image, histograms: npt.NDArray[np.float32], *, weigh
     """Give each channel the distribution of values of another image.
 
     Args:
-        image: (3, H, W).
+        image: (C, H, W).
         histograms: `cumulative_histograms` of the other image.
         weight: 0 = the image as it is, 1 = wholly matched; between them the curves are mixed.
     """
@@ -112,8 +114,8 @@ def swap_amplitudes(image: Image, amplitudes: npt.NDArray[np.float32], *, block:
     """Take over the amplitudes of low frequencies; phases, and with them outlines, stay.
 
     Args:
-        image: (3, S, S).
-        amplitudes: (3, 2 b + 1, b + 1) of another image of the same size: rows -b to b, columns 0 to b.
+        image: (C, S, S).
+        amplitudes: (C, 2 b + 1, b + 1) of another image of the same size: rows -b to b, columns 0 to b.
         block: Half side of the swapped block relative to S.
     """
     side, most = image.shape[1], amplitudes.shape[2] - 1
@@ -134,7 +136,7 @@ def _spectrum(image: Image) -> npt.NDArray[np.complex64]:
 
 
 def _low(spectrum: npt.NDArray[np.float32], half: int) -> npt.NDArray[np.float32]:
-    """(3, 2 half + 1, half + 1): rows -half to half, columns 0 to half."""
+    """(C, 2 half + 1, half + 1): rows -half to half, columns 0 to half."""
     return spectrum[:, np.arange(-half, half + 1), : half + 1]
 
 
@@ -159,6 +161,6 @@ def _draw(
 
 
 def _tiled(image: Image, side: int) -> Image:
-    """A small image mirrored until it fills (3, side, side)."""
+    """A small image mirrored until it fills (C, side, side)."""
     below, right = side - image.shape[1], side - image.shape[2]
     return np.pad(image, ((0, 0), (0, below), (0, right)), mode="symmetric") if below or right else image

@@ -29,6 +29,7 @@ from cegate_geo.train.labels import IGNORE
 from cegate_geo.train.run_files import make_run_folder, write_text
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 from cegate_geo.train.self_labels import KeepRule, Prediction, write_self_labels
+from cegate_geo.train.settle_input import read_as
 
 FOLDER = "targets"
 MODEL = "model.onnx"
@@ -91,7 +92,7 @@ def label_targets(
     place = folder / FOLDER
     make_run_folder(place)
     told = []
-    for n, target in enumerate(config.target):
+    for n, target in enumerate(read_as(config, t) for t in config.target):
         kept = _label_target(n, target, teacher, rule, place, cancel)
         told.append({"name": target.name or Path(target.images).name, "classes": kept})
     return {
@@ -114,7 +115,7 @@ def open_targets(config: AdaptConfig, folder: Path, sources: Sequence[LabelledSc
     teacher = Teacher.find(config.self_training.teacher)
     total = sum(s.weight for s in sources) * config.self_training.weight / (1 - config.self_training.weight)
     found: list[LabelledScene] = []
-    for n, target in enumerate(config.target):
+    for n, target in enumerate(read_as(config, t) for t in config.target):
         scenes = []
         for image, labels in zip(expand(target.images), _label_files(n, target, folder / FOLDER), strict=True):
             source = SourceConfig(
@@ -122,6 +123,7 @@ def open_targets(config: AdaptConfig, folder: Path, sources: Sequence[LabelledSc
                 labels=glob.escape(str(labels)),
                 remap=_meanings(target, teacher.legend, config.legend),
                 bands=target.bands,
+                scale=target.scale,
                 nodata=target.nodata,
             )
             if _is_labelled(labels):

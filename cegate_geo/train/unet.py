@@ -24,12 +24,15 @@ class UNet(nn.Module):
         classes: Number of classes K.
         widths: Channels of the levels, from fine to coarse.
         norm: What it normalises by.
+        channels: Bands C of the image.
     """
 
-    def __init__(self, classes: int, widths: tuple[int, ...] = WIDTHS, *, norm: Norm = "batch") -> None:
+    def __init__(
+        self, classes: int, widths: tuple[int, ...] = WIDTHS, *, norm: Norm = "batch", channels: int = 3
+    ) -> None:
         super().__init__()
         self.down = nn.ModuleList(
-            _pair(before, width, norm) for before, width in zip((3, *widths), widths, strict=False)
+            _pair(before, width, norm) for before, width in zip((channels, *widths), widths, strict=False)
         )
         self.up = nn.ModuleList(
             _pair(deep + width, width, norm) for deep, width in zip(widths[:0:-1], widths[-2::-1], strict=True)
@@ -37,7 +40,7 @@ class UNet(nn.Module):
         self.classify = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """(N, 3, H, W) → logits (N, K, H, W)."""
+        """(N, C, H, W) → logits (N, K, H, W)."""
         # Convolutions of few channels train twice as fast on CPUs where channels lie together.
         values = image.contiguous(memory_format=torch.channels_last) if self.training else image
         kept: list[torch.Tensor] = []

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cegate_geo.errors import InputError
 from cegate_geo.train.byte_rasters import UnlabelledSource, expand, open_uint8
+from cegate_geo.train.raster_input import RGB, Band
 
 
 class ChipSampler:
@@ -23,6 +24,12 @@ class ChipSampler:
     def __init__(self, sources: Sequence[UnlabelledSource], *, size: int, scale: tuple[float, float]) -> None:
         if not sources:
             raise InputError("There is no source to draw chips from.", hint="Add a [[source]] with images = '...'.")
+        wrong = [list(s.bands) for s in sources if len(s.bands) not in (0, len(RGB))]
+        if wrong:
+            raise InputError(
+                f"The bands {wrong[0]} are not three: pre-training knows red, green and blue of 8 bits only.",
+                hint="Choose three here; adapt takes more, and starts from what was learned of these.",
+            )
         self.size, self.scale = size, scale
         self.images = [[_read_uint8(path, s.bands) for path in expand(s.images)] for s in sources]
         weights = np.array([s.weight for s in sources], float)
@@ -65,6 +72,6 @@ def _jitter(chip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return (chip.clamp(1e-4, 1).pow(gamma) * gain * float(rng.uniform(0.8, 1.2)) + offset).clamp_(0, 1)
 
 
-def _read_uint8(path: Path, bands: tuple[int, ...]) -> npt.NDArray[np.uint8]:
+def _read_uint8(path: Path, bands: tuple[Band, ...]) -> npt.NDArray[np.uint8]:
     with open_uint8(path, bands) as raster:
         return raster.read(0, 0, *raster.shape)

@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Mapping, Optional, Sequence, Union
 
 from .outcome import EngineError
 from .words import tr
@@ -100,7 +100,8 @@ class AdaptJob:
     """Name of a class; empty: only what was drawn counts."""
     has_area: bool = False
     targets: tuple[str, ...] = ()
-    bands: tuple[int, ...] = ()
+    bands: tuple[Union[int, str], ...] = ()
+    """Numbers from 1, or names."""
     nodata: tuple[float, ...] = ()
     name: str = "model"
     backbone: str = SHIPPED

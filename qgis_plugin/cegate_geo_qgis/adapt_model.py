@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from qgis.core import (
     QgsProcessing,
@@ -102,14 +102,16 @@ class AdaptModel(EngineAlgorithm):
     def _files(self, parameters: Parameters, name: str, context: QgsProcessingContext) -> tuple[str, ...]:
         return tuple(plain_raster_file(layer) for layer in self.given_rasters(parameters, name, context))
 
-    def _bands(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[int, ...]:
+    def _bands(self, parameters: Parameters, context: QgsProcessingContext) -> tuple[Union[int, str], ...]:
         text = self.parameterAsString(parameters, "BANDS", context)
-        parts = [part.strip() for part in text.split(",") if part.strip()]
-        if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) not in (0, 3):
+        parts = [part.strip() for part in text.split(",")] if text.strip() else []
+        if not all(parts) or any(part.isdecimal() and int(part) < 1 for part in parts):
             raise QgsProcessingException(
-                tr("Bands {text!r} are not three numbers from 1: write them as 1,2,3.").format(text=text)
+                tr("Bands {text!r} are no list: write numbers from 1, or names, as 1,2,3 or B4,B3,B2,B8.").format(
+                    text=text
+                )
             )
-        return tuple(int(part) for part in parts)
+        return tuple(int(part) if part.isdecimal() else part for part in parts)
 
     def prepareAlgorithm(
         self, parameters: Parameters, context: QgsProcessingContext, feedback: Optional[QgsProcessingFeedback]

@@ -46,7 +46,7 @@ def inputs() -> list[Described]:
     return [
         (
             QgsProcessingParameterMultipleLayers("IMAGES", tr("Scenes"), QgsProcessing.TypeRaster),
-            tr("Raster files of 8 bits, with the bands that the model shall take."),
+            tr("Raster files with the bands that the model shall take; all of one type of values."),
         ),
         (
             ask.polygons("LABELS", tr("Labels"), optional=False),
@@ -80,7 +80,10 @@ def advanced() -> list[Described]:
     return [
         (
             ask.text("BANDS", tr("Bands")),
-            tr("Three bands from 1, with commas between, as red, green, blue. Empty: 1,2,3."),
+            tr(
+                "Numbers from 1, or names, with commas between: 1,2,3,4 or B4,B3,B2,B8. Three numbers are red, green, "
+                "blue. Empty: 1,2,3."
+            ),
         ),
         (
             ask.text("NODATA", tr("Nodata value")),

@@ -163,6 +163,12 @@ class Verdict:
     text: str
 
 
+GDAL_KINDS = {
+    "uint8": ("Byte",), "uint16": ("UInt16",), "int16": ("Int16",), "float32": ("Float32", "Float64"),
+}  # fmt: skip
+"""Types of values that models may take, and what GDAL calls those that fit."""
+
+
 def verdicts(card: ModelCard, *, gsd_m: Optional[float], band_count: int, dtypes: Sequence[str] = ()) -> list[Verdict]:
     """Whether a model suits a scene: by pixel size, bands and type of values.
 
@@ -194,15 +200,14 @@ def verdicts(card: ModelCard, *, gsd_m: Optional[float], band_count: int, dtypes
         )
     else:
         found.append(Verdict("good", tr("Bands: {names}.").format(names=", ".join(card.bands))))
-    if card.dtype == "uint8" and any(kind != "Byte" for kind in dtypes[:need]):
-        found.append(
-            Verdict(
-                "bad",
-                tr("The model takes values of 8 bits, the scene holds {dtype}: scale it first.").format(
-                    dtype=dtypes[0]
-                ),
-            )
-        )
+    fitting = GDAL_KINDS.get(card.dtype)
+    wrong = [kind for kind in dtypes[:need] if fitting and kind not in fitting]
+    if wrong and card.dtype == "uint8":
+        text = tr("The model takes values of 8 bits, the scene holds {dtype}: scale it first.")
+        found.append(Verdict("bad", text.format(dtype=wrong[0])))
+    elif wrong:
+        text = tr("The model takes {wanted}, the scene holds {dtype}: use the original raster, or convert it.")
+        found.append(Verdict("bad", text.format(wanted=card.dtype, dtype=wrong[0])))
     return found
 
 

@@ -106,6 +106,11 @@ def test_the_engine_reads_the_configuration_as_it_was_meant(tmp_path):
     assert (train.validation, train.seed, train.validate_every) == (0.2, 7, 10)
 
 
+def test_bands_go_to_the_engine_by_number_and_name(tmp_path):
+    config = build(AdaptConfig, tomllib.loads(job(tmp_path, bands=("B4", "B3", "B2", 8)).config()))
+    assert [source.bands for source in config.source] == [("B4", "B3", "B2", 8)] * 2
+
+
 def test_heads_are_the_engines_own():
     from cegate_geo.train.heads import HEADS as ENGINES
 
@@ -229,6 +234,14 @@ def test_a_scene_is_judged_by_pixel_size_bands_and_type():
     assert levels(band_count=4) == ["good", "note"]
     assert levels(dtypes=["Byte", "Byte", "Byte"]) == ["good", "good"]
     assert levels(dtypes=["UInt16"] * 3) == ["good", "good", "bad"]
+    for dtype, fits, other in (
+        ("uint16", "UInt16", "Byte"),
+        ("int16", "Int16", "UInt16"),
+        ("float32", "Float64", "Byte"),
+    ):
+        deep = read_card({**CARD, "manifest": {**CARD["manifest"], "dtype": dtype}})
+        found = {k: verdicts(deep, gsd_m=0.5, band_count=3, dtypes=[k] * 3)[2:] for k in (fits, other)}
+        assert ([v.level for v in found[fits]], [v.level for v in found[other]]) == ([], ["bad"])
     assert [metres(v) for v in (0.132, 0.5, 10.0)] == ["13.2 cm", "0.5 m", "10 m"]
 
 

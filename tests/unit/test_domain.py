@@ -97,7 +97,7 @@ def manifest(**changes: object) -> Manifest:
     st.lists(names, min_size=2, max_size=5, unique=True),
     st.floats(0.01, 100),
     st.integers(16, 2048),
-    st.sampled_from(["uint8", "uint16", "float32"]),
+    st.sampled_from(["uint8", "uint16", "int16", "float32"]),
 )
 def test_a_manifest_survives_its_json(classes: list[str], gsd: float, tile: int, dtype: str) -> None:
     original = manifest(

@@ -375,8 +375,8 @@ def test_a_folder_without_a_run_can_not_be_resumed(scene, labels, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"BANDS": "1,2"}, "not three numbers"),
-        ({"BANDS": "red,green,blue"}, "not three numbers"),
+        ({"BANDS": "1,,2"}, "are no list"),
+        ({"BANDS": "0,1,2"}, "are no list"),
         ({"NODATA": "white"}, "no number"),
         ({"WEIGHTS": "/no/weights"}, "WEIGHTS"),
         ({"BUDGET": 2}, "BUDGET"),

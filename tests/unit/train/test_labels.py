@@ -375,10 +375,10 @@ def test_ranges_and_numbers_of_files_are_checked(tmp_path: Path, raster: Path) -
         opened(raster, tmp_path / "nothing.gpkg")
 
 
-def test_rasters_of_more_than_eight_bits_are_refused_with_the_mend(tmp_path: Path) -> None:
-    raster = write_raster(tmp_path / "scene.tif", noise(SHAPE).astype(np.uint16))
+def test_rasters_of_types_that_models_do_not_know_are_refused_with_the_mend(tmp_path: Path) -> None:
+    raster = write_raster(tmp_path / "scene.tif", noise(SHAPE).astype(np.int32))
     labels = write_polygons(tmp_path / "labels.gpkg", [pixel_box(0, 0, 9, 9)])
-    with pytest.raises(InputError, match=r"uint16.*gdal_translate"):
+    with pytest.raises(InputError, match=r"scene.tif holds int32.*gdal_translate"):
         opened(raster, labels)
 
 
