@@ -130,6 +130,11 @@ class Gate:
         return min(total, max(1, round(self.config.budget * total)))
 
     @property
+    def has_choice(self) -> bool:
+        """Whether the budget leaves any module out. If not, nothing is scored, and the first selection stays."""
+        return self.count < len(self.toolbox.keys)
+
+    @property
     def active(self) -> tuple[ModuleKey, ...]:
         """Modules that are trained now, ordered by key; none before the first selection."""
         return self._active
@@ -152,14 +157,14 @@ class Gate:
 
         Returns:
             True from `config.start` on where no selection was made yet, and every `config.every` steps after that,
-            up to `config.until_step`; 'fixed' chooses only once, 'all' and 'none' never.
+            up to `config.until_step`; 'fixed' and who has no choice only once, 'all' and 'none' never.
         """
         start, end = self.config.start, self.config.until_step
         if self.policy in ("all", "none") or not self.toolbox.keys or step < start:
             return False
         if not self._history:
             return True
-        is_over = self.policy == "fixed" or (end is not None and step >= end)
+        is_over = self.policy == "fixed" or not self.has_choice or (end is not None and step >= end)
         return not is_over and (step - start) % self.config.every == 0
 
     def rescore(
@@ -176,7 +181,8 @@ class Gate:
 
         Args:
             step: Training step before which this happens.
-            samples: Samples to score with, one or several at a time. Not touched where the policy measures nothing.
+            samples: Samples to score with, one or several at a time. Not touched where the policy measures nothing, or
+                there is no choice.
             loss_fn: Task loss of one sample, or the losses of several; see `fisher_scores`.
             total: Where the samples are those of one process among several; see `fisher_scores`.
 
@@ -189,7 +195,7 @@ class Gate:
             SiteError: See `fisher_scores`.
         """
         raw: dict[ModuleKey, float] = {}
-        if self.policy in ("fisher", "fixed", "grad-norm"):
+        if self.policy in ("fisher", "fixed", "grad-norm") and self.has_choice:
             measure = gradient_norms if self.policy == "grad-norm" else fisher_scores
             raw = measure(self.toolbox, samples, loss_fn, model=self._model, seed=self.seed, total=total)
         sizes = {key: self.toolbox.count_parameters([key]) for key in raw}
@@ -235,10 +241,10 @@ class Gate:
 
     def _choose(self, step: int, scores: Mapping[ModuleKey, float]) -> tuple[ModuleKey, ...]:
         keys = self.toolbox.keys
-        if self.policy == "all":
-            return keys
         if self.policy == "none":
             return ()
+        if self.policy == "all" or not self.has_choice:
+            return keys
         if self.policy == "random":  # a generator for each step, so that resuming needs no random state
             lots = np.random.default_rng([self.seed, step]).permutation(len(keys))
             scores = {keys[index]: -float(place) for place, index in enumerate(lots)}

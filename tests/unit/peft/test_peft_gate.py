@@ -72,6 +72,15 @@ def test_as_many_modules_are_active_as_the_budget_allows(toolbox, budget, count,
     assert toolbox.active == gate.active == selection.active == gate.ever_active
 
 
+@pytest.mark.parametrize("policy", [*MEASURING, "random"])
+def test_who_has_no_choice_scores_nothing_and_chooses_once(toolbox, policy):
+    gate = Gate(toolbox, GateConfig(budget=1.0, every=2, start=1), policy=policy)
+    assert not gate.due(0) and gate.due(1)
+    selection = gate.rescore(1, (pytest.fail(f"{n} is touched") for n in range(3)), loss_of(toolbox.vit))
+    assert selection.active == toolbox.keys and not selection.scores
+    assert not any(gate.due(step) for step in range(2, 9))
+
+
 def test_the_budget_of_a_quarter_is_18_modules_of_24_layers_and_9_of_12():
     for depth, count in ((24, 18), (12, 9)):
         vit = build("vit", depth=depth, embed_dim=6)
