@@ -22,7 +22,7 @@ import onnxruntime
 import timm
 import torch
 
-from cegate_geo.peft import ModuleKey, ToolboxConfig, attach, merge
+from cegate_geo.peft import ModuleKey, ToolboxConfig, attach, fuse, merge
 from cegate_geo.train import onnx_graph
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.segmenter import Segmenter
@@ -86,6 +86,7 @@ def export(model: Segmenter, keys: Sequence[ModuleKey], tile: int) -> tuple[onnx
         merge(toolbox)
     own.fix_size(tile)
     own.fold_norms()
+    fuse(own.backbone)
     graph = onnx_graph.build_graph(own, tile_size=tile)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
