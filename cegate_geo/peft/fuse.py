@@ -111,7 +111,7 @@ def _paired_matrices(h: int, w: int, half: int) -> tuple[NDArray[np.float32], ND
 
 
 def fuse(vit: nn.Module) -> int:
-    """Put the short form of each frequency module in its place, for inference in single precision; there is no way back.
+    """Put the short form of each frequency module in its place, for inference in single precision; for good.
 
     Args:
         vit: With modules, such as `attach` leaves it; changed in place.
