@@ -11,7 +11,7 @@ why training computes the long form.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -46,10 +46,11 @@ class FusedFrequency(SiteModule):
         self.down = nn.Linear(dim, 3 * self.width + 3, bias=False)
         self.up = nn.Linear(3 * self.width, dim, bias=False)
         self.inner_bias = nn.Parameter(torch.empty(3 * self.width))
-        self.router_bias = nn.Parameter(module.router.bias[[1, 2, 0]].clone())
+        order = [1, 2, 0]  # the router says all, low, high; here low and high stand first, side by side for the filter
+        self.router_bias = nn.Parameter(module.router.bias[order].clone())
         constant = torch.zeros(1, dim)
         rows = [torch.cat((expert.down.weight, constant)) for expert in experts]
-        self.down.weight.copy_(torch.cat((*rows, module.router.weight[[1, 2, 0]])))
+        self.down.weight.copy_(torch.cat((*rows, module.router.weight[order])))
         self.inner_bias.copy_(torch.cat([F.pad(expert.down.bias, (0, 1), value=1.0) for expert in experts]))
         alpha = module.alpha.double()
         cols = [torch.cat((expert.up.weight, expert.up.bias[:, None]), dim=1) for expert in experts]
@@ -119,9 +120,9 @@ def fuse(vit: nn.Module) -> int:
     Returns:
         How many modules there were.
     """
-    found = [block for block in vit.modules() if isinstance(getattr(block, "frequency", None), FrequencyModule)]
+    found: list[Any] = [b for b in vit.modules() if isinstance(getattr(b, "frequency", None), FrequencyModule)]
     for block in found:
-        fused = FusedFrequency(block.frequency)  # type: ignore[arg-type]
-        fused.is_bypassed = block.frequency.is_bypassed  # type: ignore[union-attr]
+        fused = FusedFrequency(block.frequency)
+        fused.is_bypassed = block.frequency.is_bypassed
         block.frequency = fused
     return len(found)
