@@ -5,7 +5,8 @@
 All models are exported as `cegate-geo export` does and run in onnxruntime on one thread, in turns, so that other work
 on the machine meets all of them; the ratio is the median over turns of the processor's time for one tile beside the
 frozen model's in the same turn. Weights are random: time does not depend on them. Sets of modules: what one selection
-of the default budget keeps if it takes as many of each type (even), the same of one type alone, and all.
+of the default budget keeps if it takes as many of each type (even), the same of one type alone, all, and as many of
+all, from the first block on, as an export keeps by default (afforded).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import onnxruntime
 import timm
 import torch
 
-from cegate_geo.peft import ModuleKey, ToolboxConfig, attach, merge
-from cegate_geo.train import onnx_graph
+from cegate_geo.peft import ModuleKey, ToolboxConfig, attach, fuse, merge
+from cegate_geo.train import afford, onnx_graph
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.segmenter import Segmenter
 
@@ -46,15 +47,17 @@ def main() -> None:
     vit = timm.create_model(given.backbone, pretrained=False, **kwargs).eval()
     model = Segmenter(vit, BackboneSpec(architecture="x"), head=given.head, head_dim=given.head_dim, classes=2).eval()
     depth = len(vit.blocks)
-    chosen = ("frozen", *given.sets.split(",")) if given.sets else tuple(sets(depth))
-    sessions = {name: export(model, keys, given.tile) for name, keys in sets(depth).items() if name in chosen}
+    known = {**sets(depth), "afforded": afforded(model, given.tile)}
+    chosen = ("frozen", *given.sets.split(",")) if given.sets else tuple(known)
+    sessions = {name: export(model, keys, given.tile) for name, keys in known.items() if name in chosen}
     seconds = measure([session for session, _ in sessions.values()], given.tile, given.turns)
     print(f"{given.backbone}, {depth} blocks, head {given.head} of {given.head_dim}, tile {given.tile}, one thread")
     for (name, (_, parameters)), own in zip(sessions.items(), seconds, strict=True):
         ratios = [mine / frozen for mine, frozen in zip(own, seconds[0], strict=True)]
         low, high = min(ratios), max(ratios)
         print(
-            f"{name:14} {parameters:11,} parameters {1000 * statistics.median(own):7.0f} ms  "
+            f"{name:14} {len(known[name]):3} modules {parameters:11,} parameters "
+            f"{1000 * statistics.median(own):7.0f} ms  "
             f"ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
         )
 
@@ -75,6 +78,14 @@ def sets(depth: int) -> dict[str, list[ModuleKey]]:
     }
 
 
+def afforded(model: Segmenter, tile: int) -> list[ModuleKey]:
+    """As many modules as an export keeps by default, none worth more for its cost than another."""
+    own = copy.deepcopy(model)
+    toolbox = attach(own.backbone, ToolboxConfig(kinds=tuple(afford.SLOWNESS)))
+    cost = afford.costs(own, toolbox, tile)
+    return list(afford.choose(cost, cost, afford.AFFORDED))
+
+
 def export(model: Segmenter, keys: Sequence[ModuleKey], tile: int) -> tuple[onnxruntime.InferenceSession, int]:
     """A session of the model with these modules, and its parameters."""
     own = copy.deepcopy(model)
@@ -86,6 +97,7 @@ def export(model: Segmenter, keys: Sequence[ModuleKey], tile: int) -> tuple[onnx
         merge(toolbox)
     own.fix_size(tile)
     own.fold_norms()
+    fuse(own.backbone)
     graph = onnx_graph.build_graph(own, tile_size=tile)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

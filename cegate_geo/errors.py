@@ -134,6 +134,12 @@ class ContractWarning(CegateWarning):
     code = "contract"
 
 
+class ModulesWarning(CegateWarning):
+    """An export keeps more modules than it had to, because nothing could tell which of them are needed."""
+
+    code = "modules"
+
+
 class ProviderWarning(CegateWarning):
     """Another execution provider runs than the one that was asked for."""
 

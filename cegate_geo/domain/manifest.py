@@ -29,8 +29,9 @@ class Manifest:
     """What a model expects and gives.
 
     Tensor contract: one input, float32 (N, C, S, S), fed with `dtype` values times `1 / input_maximum` where `scaling`
-    is "unit"; one output, float32 (N, K, S, S). Normalisation is part of the graph in our own exports, so `clip`,
-    `mean` and `std` are empty there; how the tensors of other tools differ stands in `domain.contract.TensorForm`.
+    is "unit", else with the values as they are, which may be whole numbers; first output: float32 (N, K, S, S).
+    Normalisation is part of the graph in our own exports, so `clip`, `mean` and `std` are empty there; how the tensors
+    of other tools differ stands in `domain.contract.TensorForm`.
     """
 
     name: str
@@ -167,10 +168,12 @@ class Manifest:
             ) from error
 
     def to_metadata(self) -> dict[str, str]:
-        """All metadata entries for the ONNX file: our own key, and those of Deepness and GeoDeep.
+        """All metadata entries for the ONNX file: our own key, and those of Deepness and GeoDeep if they can run it.
 
-        Both expect consecutive class ids, so their `class_names` holds channel numbers.
+        Both feed values in 0-1 units, and expect consecutive class ids, so their `class_names` holds channel numbers.
         """
+        if self.scaling != "unit":
+            return {METADATA_KEY: self.to_json()}
         shared: dict[str, Any] = {
             "model_type": "Segmentor",
             "class_names": {str(n): c.name for n, c in enumerate(self.legend)},

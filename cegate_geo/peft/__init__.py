@@ -3,6 +3,7 @@
 from cegate_geo.peft.attach import Gradients, Inactive, Toolbox, ToolboxConfig, attach, keys_of
 from cegate_geo.peft.baselines import METHODS, Method, build_gate, build_toolbox, find_method
 from cegate_geo.peft.fisher import Normalise, fisher_scores, gradient_norms, normalise_scores
+from cegate_geo.peft.fuse import fuse
 from cegate_geo.peft.gate import Gate, GateConfig, Policy
 from cegate_geo.peft.modules import FrequencyModule, SemanticModule, SiteModule, SpatialModule
 from cegate_geo.peft.prune import merge, prune
@@ -39,6 +40,7 @@ __all__ = [
     "build_toolbox",
     "find_method",
     "fisher_scores",
+    "fuse",
     "gradient_norms",
     "keys_of",
     "merge",

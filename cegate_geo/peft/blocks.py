@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from cegate_geo.errors import SiteError
+from cegate_geo.peft.fuse import FusedFrequency
 from cegate_geo.peft.modules import FrequencyModule, LowRank, SemanticModule, SiteModule, SpatialModule
 from cegate_geo.peft.rivals import PromptModule, ReinModule
 from cegate_geo.peft.sites import BlockFamily, qkv_layers
@@ -92,7 +93,7 @@ class _AdaptedBlock:
 
     token_grid: TokenGrid
     semantic: SemanticModule | None
-    frequency: FrequencyModule | None
+    frequency: FrequencyModule | FusedFrequency | None
     rein: ReinModule | None
     prompt: PromptModule | None
 
@@ -114,8 +115,7 @@ class _AdaptedBlock:
         if self.semantic is not None and not self.semantic.is_bypassed:
             y = y + self.semantic(x)
         if self.frequency is not None and not self.frequency.is_bypassed:
-            patches = y[:, P:] + self.frequency(y[:, P:], self.token_grid.shape)
-            y = torch.cat((y[:, :P], patches), dim=1) if P else patches
+            y = self.frequency.add_to(y, P, self.token_grid.shape)
         if self.rein is not None and not self.rein.is_bypassed:
             patches = y[:, P:] + self.rein(y[:, P:])
             y = torch.cat((y[:, :P], patches), dim=1) if P else patches

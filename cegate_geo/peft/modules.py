@@ -182,6 +182,20 @@ class FrequencyModule(SiteModule):
         )
         return self.alpha * delta
 
+    def add_to(self, tokens: Tensor, prefix: int, shape: tuple[int, int]) -> Tensor:
+        """All tokens with what is added to the patch tokens.
+
+        Args:
+            tokens: (B, prefix + h * w, dim).
+            prefix: Number of tokens that are no patches; they stay as they are.
+            shape: (h, w) of the token grid.
+
+        Returns:
+            Of the shape of `tokens`.
+        """
+        patches = tokens[:, prefix:] + self(tokens[:, prefix:], shape)
+        return torch.cat((tokens[:, :prefix], patches), dim=1) if prefix else patches
+
 
 def _init_adapter(down: nn.Linear, up: nn.Linear) -> None:
     nn.init.kaiming_uniform_(down.weight, a=math.sqrt(5))

@@ -204,7 +204,7 @@ def _exported(run: Path) -> Path:
     """The run's model; made where it is first asked for, as most rates that are tried are never measured."""
     model = run / "model.onnx"
     if not model.is_file():
-        export_run(run, model)
+        export_run(run, model, keep=None)  # methods are compared as they were trained
     return model
 
 

@@ -2,7 +2,7 @@
 
 The portable profile: one input, float32 (batch, C, S, S), raster values divided by the manifest's `input_maximum`, 0-1
 for 8 bits; one output, float32 (batch, K, S, S), probabilities. Normalisation and softmax are in the graph, the
-manifest is in its metadata.
+manifest is in its metadata. The native profile takes raster values as they are stored, see `native`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import torch
 
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.errors import InputError, ModelError, ParityError
-from cegate_geo.peft import ModuleKey, SiteModule, merge, prune
+from cegate_geo.peft import ModuleKey, SiteModule, fuse, merge, prune
 from cegate_geo.train import onnx_graph
+from cegate_geo.train.afford import afford_run
+from cegate_geo.train.native import check_native, make_native, raster_values, unit_values
 from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
 from cegate_geo.train.quantise import Labelled, quantise_proved
 from cegate_geo.train.rounding import ROUNDED, proved_rounding, round_weights
@@ -31,9 +33,11 @@ from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.shrink import Point, shrink_run
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Keep = Literal["all", "active"] | float
-"""Which modules an export keeps: all that were ever active, those of the last selection, or the smallest set that loses
-at most this much mean IoU (0 to 1) on the run's held-out tiles."""
+Profile = Literal["portable", "native"]
+Keep = Literal["auto", "all", "active"] | float
+"""Which modules an export keeps: all that were ever active, if they cost little, else those that are worth most for
+their cost, if held-out tiles show no loss ("auto", see `afford`); all that were ever active; those of the last
+selection; or the smallest set that loses at most this much mean IoU (0 to 1) on the run's held-out tiles."""
 
 MAX_FILE = 2**31 - 1
 """Bytes of a protobuf message, and so of an ONNX file without external data."""
@@ -78,19 +82,21 @@ def export_model(
     manifest: Manifest,
     path: Path,
     *,
+    profile: Profile = "portable",
     precision: Precision = "fp32",
     sample: torch.Tensor,
     source: Labelled | None = None,
 ) -> ExportReport:
-    """Write a segmenter as ONNX, in the portable profile.
+    """Write a segmenter as ONNX.
 
     The file is written once, under a temporary name that becomes `path` when it is complete, and only if onnxruntime
     computes from it what torch computes.
 
     Args:
         segmenter: Pruned, LoRA merged (`cegate_geo.peft.prune`, `merge`). It stays as it is.
-        manifest: Its contract; `parameters` and `parity` are filled in here.
+        manifest: Its contract in the portable profile; `parameters` and `parity` are filled in here.
         path: The file; replaced if it exists.
+        profile: Tensor contract.
         precision: "fp16" and "bf16" store weights in 16 bits, and compute in float32 all the same; "int8" computes
             large products in 8 bits.
         sample: (N, C, S, S) as the model takes them, with S = `manifest.tile_size`: tiles to compare on.
@@ -104,6 +110,9 @@ def export_model(
     _check_modules(segmenter, manifest)
     _check_sample(sample, manifest)
     tiles = sample if len(sample) > 1 else torch.cat([sample, sample.flip(3)])  # a batch of two is compared, too
+    if profile == "native":
+        check_native(manifest)
+        tiles = unit_values(raster_values(tiles, manifest), manifest)
     model, expected, rounding, seconds = _prepare(segmenter, manifest, precision, tiles)
     graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size, channels=model.channels)
     if precision in ROUNDED:
@@ -114,6 +123,12 @@ def export_model(
     miou: dict[str, float] = {}
     if precision == "int8":
         graph, rounding, miou, onnx_seconds = quantise_proved(graph, computed, tiles, source, manifest.legend)
+        computed = run_onnx(_serialise(graph), tiles)[0] if profile == "native" else computed
+    if profile == "native":
+        graph = make_native(graph, manifest)
+        same, onnx_seconds = run_onnx(_serialise(graph), raster_values(tiles, manifest))
+        _proved(Parity.of(computed, same), "The graph of the native profile differs from that of the portable one")
+        manifest = dataclasses.replace(manifest, scaling="none")
     figures = parity.to_json() | {f"miou_{k}": v for k, v in miou.items()}
     figures |= {f"rounding_{k}": v for k, v in rounding.to_json().items()} if rounding else {}
     filled = dataclasses.replace(manifest, parameters=parameters, parity=figures)
@@ -138,9 +153,9 @@ def export_run(
     folder: Path,
     output: Path,
     *,
-    profile: Literal["portable"] = "portable",
+    profile: Profile = "portable",
     precision: Precision = "fp32",
-    keep: Keep | None = None,
+    keep: Keep | None = "auto",
 ) -> ExportReport:
     """Prune and merge the model of a run, and write it.
 
@@ -149,8 +164,9 @@ def export_run(
         output: The file; replaced if it exists.
         profile: Tensor contract.
         precision: See `export_model`. "int8" reads the run's source again.
-        keep: None for what the trained model computes: "all", or "active" where inactive modules were bypassed. A
-            number reads the run's held-out tiles again, and measures each module alone: two validations for each.
+        keep: None for what the trained model computes: "all", or "active" where inactive modules were bypassed. "auto"
+            starts from the same, and reads some of the run's held-out tiles again where modules cost much. A number
+            reads all of them, and measures each module alone: two validations for each.
 
     Raises:
         InputError: If the folder holds no run, or an argument is no choice.
@@ -176,16 +192,22 @@ def export_run(
     prune(run.toolbox, kept)
     merge(run.toolbox)
     curve: tuple[Point, ...] = ()
-    if isinstance(keep, float):
-        worth, curve = shrink_run(run, keep, sample)
+    if isinstance(keep, float) or keep == "auto":
+        worth, curve = afford_run(run, sample) if keep == "auto" else shrink_run(run, keep, sample)
         prune(run.toolbox, worth)
         kept = frozenset(key for key in kept if key.kind == "spatial") | worth
     pruning = Parity.of(trained, run_eager(run.segmenter, sample)[0])
-    if not curve and (kept >= run.ever_active or is_bypassing):
+    if kept >= (run.active if is_bypassing else run.ever_active):
         _proved(pruning, "The pruned model differs from the trained one")
     source = Labelled.of(run) if precision == "int8" else None
     report = export_model(
-        run.segmenter, run_manifest(run, kept, total), output, precision=precision, sample=sample, source=source
+        run.segmenter,
+        run_manifest(run, kept, total),
+        output,
+        profile=profile,
+        precision=precision,
+        sample=sample,
+        source=source,
     )
     times = {"trained": seconds, **report.seconds_per_tile}
     return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times, curve=curve)
@@ -205,6 +227,8 @@ def _prepare(
     model.fix_size(manifest.tile_size)
     model.fold_norms()
     model.fold_bands()
+    if precision != "int8":  # in 8 bits the filter is to see the tokens in full
+        fuse(model.backbone)
     if precision not in ROUNDED:
         return model, expected, None, seconds
     round_weights(model, precision)
@@ -222,10 +246,10 @@ def _proved(parity: Parity, what: str) -> Parity:
 
 
 def _check_choices(profile: str, precision: str, keep: object) -> None:
-    wrong = {"profile": (profile, ("portable",)), "precision": (precision, get_args(Precision))}
+    wrong = {"profile": (profile, get_args(Profile)), "precision": (precision, get_args(Precision))}
     is_share = isinstance(keep, float) and 0 <= keep < 1
     shown = "active" if keep is None or is_share else str(keep)
-    wrong["keep"] = (shown, ("all", "active", "a loss of mean IoU from 0 to 1"))
+    wrong["keep"] = (shown, ("auto", "all", "active", "a loss of mean IoU from 0 to 1"))
     for name, (value, choices) in wrong.items():
         if value not in choices:
             raise InputError(f"{name} = {value} is no choice.", hint=f"Use one of {', '.join(choices)}.")

@@ -249,6 +249,13 @@ def _lower_split(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray[Any]]
     _drop_attributes(node, {"num_outputs": len(node.output)})
 
 
+def _lower_pad(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray[Any]]) -> None:  # noqa: ARG001 one form
+    """Without axes, which opset 17 lacks, a padding is given for each of them."""
+    if len(node.input) > 3 and node.input[3]:
+        raise ModelError(f"Pad ({node.name}) with axes has no form in opset {OPSET}.", hint="Change the model.")
+    del node.input[3:]
+
+
 def _axes_to_attribute(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray[Any]]) -> None:
     if len(node.input) > 1 and node.input[1]:
         if node.input[1] not in constants:
@@ -261,6 +268,7 @@ def _axes_to_attribute(node: onnx.NodeProto, constants: Mapping[str, npt.NDArray
 
 _REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
 _REWRITES: Mapping[str, Callable[[onnx.NodeProto, Mapping[str, npt.NDArray[Any]]], None]] = {
+    "Pad": _lower_pad,
     "Resize": _lower_resize,
     "Split": _lower_split,
     **{f"Reduce{name}": _axes_to_attribute for name in _REDUCTIONS},

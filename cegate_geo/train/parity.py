@@ -94,7 +94,7 @@ def run_onnx(content: bytes, tiles: torch.Tensor) -> tuple[Probabilities, float]
 
     Args:
         content: An ONNX file.
-        tiles: (N, C, S, S) as the model takes them.
+        tiles: (N, C, S, S) as the model takes them, or raster values where the file takes whole numbers.
 
     Returns:
         Probabilities of all tiles, the first computed alone, the others in batches of two; and seconds for one tile.
@@ -102,7 +102,7 @@ def run_onnx(content: bytes, tiles: torch.Tensor) -> tuple[Probabilities, float]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: nothing that it warns of changes a result
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    images = tiles.float().numpy()
+    images = tiles.float().numpy() if tiles.is_floating_point() else tiles.numpy()
     starts = [0, *range(1, len(images), 2), len(images)]
     batches = [images[a:b] for a, b in pairwise(starts)]
     outputs = [session.run(None, {INPUT: batch})[0] for batch in batches]

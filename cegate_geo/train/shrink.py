@@ -6,7 +6,8 @@ first, and every set on the way is measured. Merged LoRA is part of the base wei
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,27 @@ class Point:
     """On the held-out tiles."""
 
 
+@contextmanager
+def bypassing(toolbox: Toolbox, kept: Collection[ModuleKey]) -> Iterator[None]:
+    """Leave all modules but some out of the forward pass for a while; afterwards all are in it."""
+    try:
+        for key, module in toolbox.modules.items():
+            module.is_bypassed = key not in kept
+        yield
+    finally:
+        for module in toolbox.modules.values():
+            module.is_bypassed = False
+
+
+def measure_point(
+    toolbox: Toolbox, kept: Collection[ModuleKey], *, miou: Callable[[], float], seconds: Callable[[], float]
+) -> Point:
+    """What a set of modules costs and is worth."""
+    count = toolbox.count_parameters(kept)
+    with bypassing(toolbox, kept):
+        return Point(kept=tuple(map(str, kept)), parameters=count, bytes=4 * count, seconds=seconds(), miou=miou())
+
+
 def shrink(
     toolbox: Toolbox, *, allowed: float, miou: Callable[[], float], seconds: Callable[[], float]
 ) -> tuple[frozenset[ModuleKey], tuple[Point, ...]]:
@@ -55,22 +77,14 @@ def shrink(
     if not 0 <= allowed < 1:
         raise InputError(f"keep = {allowed:g} is no share of mean IoU.", hint="0.01 loses at most one point of 100.")
 
-    def point(kept: list[ModuleKey]) -> Point:
-        for key, module in toolbox.modules.items():
-            module.is_bypassed = key not in kept
-        count = toolbox.count_parameters(kept)
-        return Point(kept=tuple(map(str, kept)), parameters=count, bytes=4 * count, seconds=seconds(), miou=miou())
+    def point(kept: Collection[ModuleKey]) -> Point:
+        return measure_point(toolbox, kept, miou=miou, seconds=seconds)
 
     keys = list(toolbox.keys)
-    try:
-        curve = [point(keys)]
-        alone = {key: point([other for other in keys if other != key]).miou for key in keys}
-        order = sorted(keys, key=lambda key: (-alone[key], -toolbox.count_parameters([key]), key))
-        for removed in range(1, len(order) + 1):
-            curve.append(point(sorted(order[removed:])))
-    finally:
-        for module in toolbox.modules.values():
-            module.is_bypassed = False
+    curve = [point(keys)]
+    alone = {key: point([other for other in keys if other != key]).miou for key in keys}
+    order = sorted(keys, key=lambda key: (-alone[key], -toolbox.count_parameters([key]), key))
+    curve += [point(sorted(order[removed:])) for removed in range(1, len(order) + 1)]
     able = [p for p in curve if p.miou >= curve[0].miou - allowed]
     best = min(able, key=lambda p: (p.parameters, -p.miou))
     return frozenset(ModuleKey.parse(name) for name in best.kept), tuple(curve)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError, ParityError
-from cegate_geo.train import loop, steps
+from cegate_geo.peft import ModuleKey, prune
+from cegate_geo.train import afford, loop, steps
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.export import export_run
 from cegate_geo.train.job import make_job
@@ -190,10 +191,12 @@ def test_parameters_are_counted_as_they_are_trained_and_kept(tmp_path: Path) -> 
     assert result["active_parameters"] <= result["trained_parameters"] == head + sum(sizes.values())
 
 
-def test_an_export_may_lose_so_much_mean_iou_and_tells_the_curve(tmp_path: Path) -> None:
+def test_an_export_may_lose_so_much_mean_iou_and_tells_the_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = config(tmp_path, steps=30, validate_every=30, lr=5e-3)
     adapt(settings, tmp_path / "run", device="cpu")
-    whole = export_run(tmp_path / "run", tmp_path / "whole.onnx")
+    whole = export_run(tmp_path / "run", tmp_path / "whole.onnx", keep="all")
     small = export_run(tmp_path / "run", tmp_path / "small.onnx", keep=0.99)
     assert whole.curve == ()
     assert all(name.endswith("spatial") for name in small.modules_kept)
@@ -204,6 +207,18 @@ def test_an_export_may_lose_so_much_mean_iou_and_tells_the_curve(tmp_path: Path)
     assert set(first.kept) == {str(k) for k in run.ever_active if k.kind != "spatial"}
     assert last.kept == ()
     assert whole.parameters - small.parameters > 0.9 * first.parameters  # equal biases are stored once
+
+    prune(run.toolbox, [ModuleKey.parse(name) for name in first.kept])
+    cost = afford.costs(run.segmenter.eval(), run.toolbox, run.config.model.tile_size)
+    monkeypatch.setattr(afford, "AFFORDED", sum(cost.values()) / 2)
+    monkeypatch.setattr(afford, "ALLOWED", 0.99)
+    cheap = export_run(tmp_path / "run", tmp_path / "cheap.onnx")
+    everything, best = cheap.curve
+    assert everything.kept == first.kept
+    assert everything.miou == pytest.approx(first.miou)
+    assert [name for name in cheap.modules_kept if not name.endswith("spatial")] == list(best.kept)
+    assert 0 < sum(cost[ModuleKey.parse(name)] for name in best.kept) <= afford.AFFORDED
+    assert small.parameters < cheap.parameters < whole.parameters
 
 
 def test_a_run_is_exported_in_8_bits_calibrated_on_its_source(tmp_path: Path) -> None:

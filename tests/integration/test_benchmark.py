@@ -93,7 +93,7 @@ class Trainer:
         self.resumed: list[str] = []
         self.broken: Callable[[AdaptConfig], Exception | None] = lambda config: None
         monkeypatch.setattr(benchmark, "adapt", self.adapt)
-        monkeypatch.setattr(benchmark, "export_run", lambda run, path: path.write_text(str(run), encoding="utf-8"))
+        monkeypatch.setattr(benchmark, "export_run", lambda run, path, **_: path.write_text(str(run), encoding="utf-8"))
         monkeypatch.setattr(benchmark, "evaluate_model", self.evaluate)
         self.evaluated: list[tuple[str, str]] = []
 

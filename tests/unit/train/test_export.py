@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections import Counter
@@ -21,9 +22,9 @@ import cegate_geo
 from cegate_geo.cli.export import command
 from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
-from cegate_geo.errors import InputError, ModelError, ParityError
-from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, attach, merge, prune
-from cegate_geo.train import export, onnx_graph, rounding
+from cegate_geo.errors import InputError, ModelError, ModulesWarning, ParityError
+from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, attach, fuse, merge, prune
+from cegate_geo.train import afford, export, onnx_graph, rounding
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build, to_table
@@ -180,8 +181,9 @@ def test_initializers_are_named_after_the_parameters_that_they_hold(graph: onnx.
     weights = {i.name: numpy_helper.to_array(i) for i in graph.graph.initializer}
     segmenter = toy()[0]
     segmenter.fix_size(SIDE)
+    fuse(segmenter.backbone)
     named = {n: p.detach().numpy() for n, p in segmenter.named_parameters() if p.ndim == 2 and ".norm." not in n}
-    assert "backbone.blocks.1.semantic.down.weight" in named
+    assert {"backbone.blocks.1.semantic.down.weight", "backbone.blocks.1.frequency.up.weight"} <= named.keys()
     for name, values in named.items():
         assert np.array_equal(weights[name], values) or np.array_equal(weights[name], values.T), name
 
@@ -382,6 +384,7 @@ def test_lowering_to_opset_17_changes_no_value() -> None:
         helper.make_node(
             "Resize", ["x", "", "", "sizes"], ["f"], mode="linear", antialias=0, keep_aspect_ratio_policy="stretch"
         ),
+        helper.make_node("Pad", ["x", "pads"], ["g"]),
         outputs={
             "a": [2, 1, 6, 6],
             "b": [2, 4],
@@ -389,8 +392,14 @@ def test_lowering_to_opset_17_changes_no_value() -> None:
             "d": [2, 2, 6, 6],
             "e": [2, 2, 6, 6],
             "f": [2, 4, 12, 9],
+            "g": [2, 5, 6, 8],
         },
-        constants={"axes": np.array([1]), "pair": np.array([2, 3]), "sizes": np.array([2, 4, 12, 9])},
+        constants={
+            "axes": np.array([1]),
+            "pair": np.array([2, 3]),
+            "sizes": np.array([2, 4, 12, 9]),
+            "pads": np.array([0, 1, 0, 0, 0, 0, 0, 2]),
+        },
     )
     before = run_model(model)
     onnx_graph.lower(model)
@@ -398,7 +407,7 @@ def test_lowering_to_opset_17_changes_no_value() -> None:
     onnx.checker.check_model(model, full_check=True)
     for a, b in zip(before, run_model(model), strict=True):
         assert np.array_equal(a, b)
-    assert {i.name for i in model.graph.initializer} == {"sizes"}
+    assert {i.name for i in model.graph.initializer} == {"sizes", "pads"}
 
 
 @pytest.mark.parametrize(
@@ -406,6 +415,7 @@ def test_lowering_to_opset_17_changes_no_value() -> None:
     [
         (helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], mode="linear", antialias=1), "antialias=1"),
         (helper.make_node("Mish", ["x"], ["y"]), "Mish"),
+        (helper.make_node("Pad", ["x", "sizes", "", "axes"], ["y"]), "Pad .* with axes"),
         (helper.make_node("DFT", ["x"], ["y"]), "DFT"),
         (helper.make_node("Dropout", ["x"], ["y"]), "Dropout"),
         (helper.make_node("FusedMatMul", ["x", "x"], ["y"], domain="com.microsoft"), "FusedMatMul"),
@@ -456,7 +466,7 @@ def make_run(folder: Path, **peft: object) -> Run:
 
 def test_an_exported_run_computes_what_the_run_computes(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    report = export_run(run.folder, tmp_path / "model.onnx")
+    report = export_run(run.folder, tmp_path / "model.onnx", keep="all")
     tiles = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     expected = eager(run.segmenter.eval(), tiles)
     computed = session(tmp_path / "model.onnx").run(None, {"image": tiles.numpy()})[0]
@@ -503,15 +513,28 @@ def test_bypassed_modules_are_no_part_of_an_export(tmp_path: Path, handed: list[
     run = make_run(tmp_path / "run", inactive="bypass")
     run.toolbox.set_active(run.active)
     expected = eager(run.segmenter.eval(), torch.full((1, 3, 32, 32), 0.4))
-    report = export_run(run.folder, tmp_path / "model.onnx")
+    report = export_run(run.folder, tmp_path / "model.onnx", keep=None)
     assert report.modules_kept == tuple(str(k) for k in sorted(run.active))
     np.testing.assert_allclose(eager(handed[0], torch.full((1, 3, 32, 32), 0.4)), expected, atol=ATOL)
     with pytest.raises(InputError, match="bypassed in training"):
         export_run(run.folder, tmp_path / "model.onnx", keep="all")
 
 
+@pytest.mark.parametrize(("limit", "is_told"), [(0.0, True), (9.0, False)])
+def test_all_is_kept_where_it_is_cheap_or_nobody_can_tell_what_is_needed(
+    tmp_path: Path, handed: list[Segmenter], monkeypatch: pytest.MonkeyPatch, limit: float, *, is_told: bool
+) -> None:
+    run = make_run(tmp_path / "run")  # its source is not there any more
+    monkeypatch.setattr(afford, "AFFORDED", limit)
+    told = pytest.warns(ModulesWarning, match="--keep all") if is_told else contextlib.nullcontext()
+    with told:
+        report = export_run(run.folder, tmp_path / "model.onnx")
+    assert report.modules_kept == tuple(str(k) for k in sorted(run.ever_active))
+    assert report.curve == ()
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"keep": 1.5}, {"keep": -0.1}, {"keep": "some"}, {"precision": "int4"}, {"profile": "native"}]
+    "wrong", [{"keep": 1.5}, {"keep": -0.1}, {"keep": "some"}, {"precision": "int4"}, {"profile": "rich"}]
 )
 def test_choices_that_do_not_exist_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match="is no choice"):
