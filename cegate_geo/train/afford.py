@@ -51,7 +51,7 @@ def costs(segmenter: Segmenter, toolbox: Toolbox, side: int) -> dict[ModuleKey, 
         side: Of a tile in pixels.
     """
     with bypassing(toolbox, []), FlopCounterMode(display=False) as counter:
-        segmenter(torch.zeros(1, 3, side, side))
+        segmenter(torch.zeros(1, segmenter.channels, side, side))
     tokens = (side // segmenter.patch) ** 2
     whole = counter.get_total_flops() / 2
     return {key: SLOWNESS[key.kind] * tokens * toolbox.count_parameters([key]) / whole for key in toolbox.keys}
@@ -111,7 +111,7 @@ def afford_run(run: Run, sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tu
 
     Args:
         run: On the CPU, LoRA merged.
-        sample: (N, 3, S, S) in 0-1 units: tiles to compare answers on.
+        sample: (N, C, S, S) as the model takes them: tiles to compare answers on.
 
     Returns:
         The keys to keep, and the two sets that were compared; empty where none were.
