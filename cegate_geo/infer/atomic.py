@@ -28,11 +28,12 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
     """
     for path in (*outputs, *inputs):
         _require_name(path)
-    resolved = [p.resolve() for p in outputs]
+    resolved = [_resolved(p) for p in outputs]
+    given = [_resolved(p) for p in inputs]
     for path, real in zip(outputs, resolved, strict=True):
         if resolved.count(real) > 1:
             raise InputError(f"{path} is named for two outputs.", hint="Give each its own name.")
-        if real in [p.resolve() for p in inputs]:
+        if real in given:
             raise InputError(f"{path} is an input and an output.", hint="Choose another name for the output.")
         if path.is_dir():
             raise InputError(f"{path} is a folder.", hint="Name a file in it.")
@@ -40,8 +41,20 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
             raise InputError(f"The folder {path.parent} does not exist.", hint="Make it first, or choose another.")
         if not os.access(path.parent, os.W_OK):
             raise InputError(f"The folder {path.parent} can't be written to.", hint="Choose another.")
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise OutputExistsError(f"{path} exists already.", hint="Use --overwrite, or choose another name.")
+
+
+def _resolved(path: Path) -> Path:
+    """The file that a path stands for.
+
+    Raises:
+        InputError: If links lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} can't be found: its links lead in a circle.", hint="Name the file itself.") from error
 
 
 def _require_name(path: Path) -> None:
