@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -31,6 +32,8 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
     resolved = [_resolved(p) for p in outputs]
     given = [_resolved(p) for p in inputs]
     for path, real in zip(outputs, resolved, strict=True):
+        if "\n" in path.name or "\r" in path.name:
+            raise InputError(f"The name {str(path)!a} has a line break, which GeoPackages can't.", hint="Leave it out.")
         if resolved.count(real) > 1:
             raise InputError(f"{path} is named for two outputs.", hint="Give each its own name.")
         if real in given:
@@ -58,11 +61,15 @@ def _resolved(path: Path) -> Path:
 
 
 def _require_name(path: Path) -> None:
-    """Refuse names that are no text: GDAL, JSON and logs can't take them."""
+    """Refuse names that are no text, or too long for a disk: GDAL, JSON and logs can't take them."""
     try:
         str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
+        os.lstat(path)
+    except (UnicodeEncodeError, ValueError) as error:
         raise InputError(f"The name {str(path)!a} is no text.", hint="Rename it.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"The name {path} is too long.", hint="Choose a shorter one.") from error
 
 
 class JobFolder:

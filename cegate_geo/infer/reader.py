@@ -65,7 +65,7 @@ class Strip:
 @contextmanager
 def raster_errors(path: str) -> Iterator[None]:
     """Turn rasterio's and GDAL's errors into ours; refuse what would never come to an end."""
-    if is_plain_path(path) and _is_endless(path):
+    if is_plain_path(path) and is_endless(path):
         raise RasterError(f"{path} is a pipe or a device, no file.", hint="Write it to a file first.")
     try:
         yield
@@ -78,7 +78,7 @@ def raster_errors(path: str) -> Iterator[None]:
         raise RasterError(f"{path} can't be read: {lines[0].rstrip('.')}.", hint=_mend(path, lines[0])) from error
 
 
-def _is_endless(path: str) -> bool:
+def is_endless(path: str) -> bool:
     """Whether opening a path may wait for ever."""
     try:
         mode = os.stat(path).st_mode  # noqa: PTH116 - beside os.path.exists

@@ -192,6 +192,13 @@ def test_links_that_lead_nowhere_are_refused_before_any_work(job: dict[str, Any]
     assert listing(job["output"].parent) == ["mask.tif"]
 
 
+@pytest.mark.parametrize(("name", "said"), [("x" * 300 + ".tif", "too long"), ("new\nline.tif", "line break")])
+def test_names_that_no_output_can_have_are_refused(job: dict[str, Any], name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        predict(**job | {"output": job["output"].with_name(name)})
+    assert listing(job["output"].parent) == []
+
+
 def test_killed_while_it_runs_it_leaves_nothing_under_the_outputs_names(job: dict[str, Any]) -> None:
     killed = 0
     for pause in (0.0, 0.3, 1.0):
