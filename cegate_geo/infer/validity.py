@@ -43,14 +43,14 @@ def equals_nodata(values: npt.NDArray[np.generic], nodata: npt.ArrayLike, *, tol
     return hit
 
 
-def _equals(channel: npt.NDArray[np.generic], value: np.generic) -> BoolArray:
+def _equals(channel: npt.NDArray[Any], value: Any) -> BoolArray:
     """As GDAL's ARE_REAL_EQUAL, overflow included: it lets the largest floats equal what was rounded for text."""
     same: BoolArray = channel == value
     if not np.issubdtype(channel.dtype, np.floating):
         return same
     with np.errstate(over="ignore", invalid="ignore"):
-        limit = np.finfo(channel.dtype).eps * np.abs(channel + value) * 2  # type: ignore[operator]
-        near: BoolArray = np.abs(channel - value) < limit  # type: ignore[operator]
+        limit = np.finfo(channel.dtype).eps * np.abs(channel + value) * 2
+        near: BoolArray = np.abs(channel - value) < limit
     return same | near
 
 
