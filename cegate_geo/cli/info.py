@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def command(file: str, *, as_json: bool, **stated: Any) -> None:
     path = Path(file)
     if path.is_dir():
         facts = describe_run(path)
-    elif path.suffix.lower() in MODEL_SUFFIXES or (not path.exists() and "/" not in file and not path.suffix):
+    elif path.suffix.lower() in MODEL_SUFFIXES or (
+        not path.exists() and not path.suffix and "/" not in file and ":" not in file
+    ):
         facts = describe_model_file(file, **stated)
     else:
         facts = describe_raster(file)
@@ -88,7 +91,7 @@ def describe_raster(file: str) -> dict[str, Any]:
             "bounds": list(grid.bounds),
             "ground": describe(ground),
             "bands": [
-                {"band": n, "name": name or color.name, "dtype": dtype, "nodata": nodata}
+                {"band": n, "name": name or color.name, "dtype": dtype, "nodata": _as_json(nodata)}
                 for n, name, color, dtype, nodata in zip(
                     dataset.indexes,
                     dataset.descriptions,
@@ -104,6 +107,11 @@ def describe_raster(file: str) -> dict[str, Any]:
             "overviews": dataset.overviews(1) if dataset.count else [],
             "tags": {k: v for k, v in dataset.tags().items() if k.startswith("CEGATE_")},
         }
+
+
+def _as_json(number: float | None) -> float | str | None:
+    """A number; what JSON has none for by its name, as in STAC: nan, inf, -inf."""
+    return number if number is None or math.isfinite(number) else str(number)
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

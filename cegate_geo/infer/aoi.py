@@ -12,12 +12,14 @@ import pyogrio
 import pyogrio.errors
 import pyproj
 import shapely
+import shapely.errors
 from affine import Affine
 from rasterio.features import geometry_mask
 
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import GeoreferenceWarning, InputError
 from cegate_geo.infer.georeference import Georeference
+from cegate_geo.infer.reader import is_endless
 from cegate_geo.infer.validity import BoolArray
 
 EDGE_PARTS = 64
@@ -94,11 +96,16 @@ def read_area(source: str, georeference: Georeference, *, invert: bool = False) 
         )
     if "://" not in path and not Path(path).exists():
         raise InputError(f"There is no file {path}.", hint="Check the path given with --aoi.")
+    if is_endless(path):
+        raise InputError(
+            f"The area of interest {path} is a pipe or a device, no file.", hint="Write it to a file first."
+        )
     try:
         meta, _, wkb, _ = pyogrio.raw.read(path, layer=layer or None, columns=[])
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, ValueError) as error:
         raise InputError(
-            f"The area of interest {source} can't be read: {error}.", hint="Use FILE or FILE|layer of a vector format."
+            f"The area of interest {source} can't be read: {str(error).rstrip('.')}.",
+            hint="Use FILE or FILE|layer of a vector format.",
         ) from error
     if bool(meta["crs"]) != bool(georeference.crs):
         lacking, other = ("scene", "area of interest") if meta["crs"] else ("area of interest", "scene")
@@ -107,12 +114,22 @@ def read_area(source: str, georeference: Georeference, *, invert: bool = False) 
             GeoreferenceWarning,
             stacklevel=2,
         )
-    shapes = [g for g in shapely.from_wkb(wkb) if g is not None and g.geom_type in ("Polygon", "MultiPolygon")]
+    try:
+        geometries = [] if wkb is None else shapely.from_wkb(wkb)
+    except shapely.errors.GEOSException as error:
+        raise InputError(f"{source} holds a shape that is none: {error}.", hint="Draw it anew.") from error
+    shapes = [g for g in geometries if g is not None and g.geom_type in ("Polygon", "MultiPolygon")]
     if not shapes:
         raise InputError(f"{source} holds no polygons.", hint="Draw at least one polygon.")
-    area = PolygonArea(
-        [_to_pixels(g, meta["crs"], georeference) for g in shapes], shape=georeference.shape, invert=invert
-    )
+    try:
+        polygons = [_to_pixels(g, meta["crs"], georeference) for g in shapes]
+    except pyproj.exceptions.ProjError as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{source} can't be brought from {meta['crs']} to the scene's CRS: {reason}.",
+            hint="Draw it on the scene, in its CRS.",
+        ) from error
+    area = PolygonArea(polygons, shape=georeference.shape, invert=invert)
     if area.bounds is None:
         raise InputError(
             f"None of the {len(shapes)} polygons of {source} meets the scene.",

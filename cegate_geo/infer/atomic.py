@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -28,11 +29,14 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
     """
     for path in (*outputs, *inputs):
         _require_name(path)
-    resolved = [p.resolve() for p in outputs]
+    resolved = [_resolved(p) for p in outputs]
+    given = [_resolved(p) for p in inputs]
     for path, real in zip(outputs, resolved, strict=True):
+        if "\n" in path.name or "\r" in path.name:
+            raise InputError(f"The name {str(path)!a} has a line break, which GeoPackages can't.", hint="Leave it out.")
         if resolved.count(real) > 1:
             raise InputError(f"{path} is named for two outputs.", hint="Give each its own name.")
-        if real in [p.resolve() for p in inputs]:
+        if real in given:
             raise InputError(f"{path} is an input and an output.", hint="Choose another name for the output.")
         if path.is_dir():
             raise InputError(f"{path} is a folder.", hint="Name a file in it.")
@@ -40,16 +44,32 @@ def check_outputs(outputs: list[Path], *, inputs: list[Path], overwrite: bool) -
             raise InputError(f"The folder {path.parent} does not exist.", hint="Make it first, or choose another.")
         if not os.access(path.parent, os.W_OK):
             raise InputError(f"The folder {path.parent} can't be written to.", hint="Choose another.")
-        if path.exists() and not overwrite:
+        if os.path.lexists(path) and not overwrite:
             raise OutputExistsError(f"{path} exists already.", hint="Use --overwrite, or choose another name.")
 
 
+def _resolved(path: Path) -> Path:
+    """The file that a path stands for.
+
+    Raises:
+        InputError: If links lead in a circle.
+    """
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{path} can't be found: its links lead in a circle.", hint="Name the file itself.") from error
+
+
 def _require_name(path: Path) -> None:
-    """Refuse names that are no text: GDAL, JSON and logs can't take them."""
+    """Refuse names that are no text, or too long for a disk: GDAL, JSON and logs can't take them."""
     try:
         str(path).encode("utf-8")
-    except UnicodeEncodeError as error:
+        os.lstat(path)
+    except (UnicodeEncodeError, ValueError) as error:
         raise InputError(f"The name {str(path)!a} is no text.", hint="Rename it.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"The name {path} is too long.", hint="Choose a shorter one.") from error
 
 
 class JobFolder:

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.windows import Window
@@ -17,7 +18,7 @@ from cegate_geo.infer.atomic import JobFolder
 from cegate_geo.infer.job import PredictResult, VectorOptions
 from cegate_geo.infer.journal import Entry
 from cegate_geo.infer.progress import Monitor
-from cegate_geo.infer.qml import aux_xml, style_qml
+from cegate_geo.infer.qml import aux_xml, crs_beside, crs_xml, style_qml
 from cegate_geo.infer.shard_file import read_shard
 from cegate_geo.infer.shard_store import ShardStore
 from cegate_geo.infer.tally import Tally
@@ -140,8 +141,13 @@ def finish(product: Product, job: JobFolder, tally: Tally, monitor: Monitor) -> 
         monitor.wait(lambda source=source, cog=cog, kind=kind: make_cog(source, cog, kind))  # type: ignore[misc]
         for suffix in SIDECARS:
             job.remove(target.with_name(target.name + suffix))
+        crs = crs_beside(cog)
         if name == "classes":
-            _add_side_files(product, job, tally)
+            _add_side_files(product, job, tally, crs)
+        elif crs is not None:
+            side_file = job.file(f"{name}.aux.xml")
+            side_file.write_text(crs_xml(crs), encoding="utf-8")
+            job.publish(side_file, target.with_name(target.name + ".aux.xml"))
         job.publish(cog, target)
         done += 1
         monitor.finishing(done / steps)
@@ -161,11 +167,12 @@ def side_files(output: Path) -> tuple[Path, Path]:
     return output.with_suffix(".qml"), output.with_name(output.name + ".aux.xml")
 
 
-def _add_side_files(product: Product, job: JobFolder, tally: Tally) -> None:
+def _add_side_files(product: Product, job: JobFolder, tally: Tally, crs: Element | None) -> None:
     legend = product.legend
     style, table = job.file("mask.qml"), job.file("mask.aux.xml")
     style.write_text(style_qml(legend), encoding="utf-8")
-    table.write_text(aux_xml(legend, {share.id: share.pixels for share in tally.shares()}), encoding="utf-8")
+    counts = {share.id: share.pixels for share in tally.shares()}
+    table.write_text(aux_xml(legend, counts, crs=crs), encoding="utf-8")
     for scratch, target in zip((style, table), side_files(product.targets.output), strict=True):
         job.publish(scratch, target)
 

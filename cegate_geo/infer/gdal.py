@@ -10,6 +10,9 @@ import rasterio
 from cegate_geo.infer import budget
 from cegate_geo.infer.remote import remote_settings
 
+SAFE_READING = {"GDAL_PNG_WHOLE_IMAGE_OPTIM": "NO"}
+"""GDAL's fast way to a whole PNG gives noise for a truncated one, and no error."""
+
 
 @contextmanager
 def gdal_settings(scene_path: str) -> Iterator[None]:
@@ -17,5 +20,6 @@ def gdal_settings(scene_path: str) -> Iterator[None]:
 
     rasterio takes the cache's size in bytes, whatever GDAL's own documentation says of small numbers.
     """
-    with rasterio.Env(GDAL_CACHEMAX=budget.CACHE_MB * budget.MEGABYTE, **remote_settings(scene_path)):
+    settings = {"GDAL_CACHEMAX": budget.CACHE_MB * budget.MEGABYTE, **SAFE_READING, **remote_settings(scene_path)}
+    with rasterio.Env(**settings):
         yield

@@ -7,6 +7,7 @@ interpretation would ruin class ids.
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,23 +47,31 @@ class Georeference:
 
     @classmethod
     def read(cls, dataset: Any) -> Georeference:
-        """Read it from an open rasterio dataset."""
+        """Read it from an open rasterio dataset.
+
+        Raises:
+            RasterError: If its transform does not give each pixel a place.
+        """
         with quiet_about_georeference():
             transform, (gcps, gcps_crs) = dataset.transform, dataset.gcps
-        if transform.is_degenerate:
+        problem = _fault(transform, dataset.shape)
+        if problem:
             raise RasterError(
-                f"{dataset.name} has the transform {tuple(transform)[:6]}, which maps all its pixels onto one line.",
+                f"{dataset.name} has the transform {tuple(transform)[:6]}, which {problem}.",
                 hint="Set a right one, for example with gdal_edit.py -a_ullr.",
             )
-        use_gcps = bool(gcps) and transform == Affine.identity()
+        has_transform = transform != Affine.identity()
+        use_gcps = bool(gcps) and not has_transform
+        # GDAL shifts control points of PixelIsPoint files by half a pixel on reading and does not on writing. And it
+        # makes up a CRS where there is a transform and none to say what it is the point of.
+        is_told = not use_gcps and (dataset.crs is not None or not has_transform)
         return cls(
             crs=gcps_crs if use_gcps else dataset.crs,
             transform=transform,
             shape=(dataset.height, dataset.width),
             gcps=tuple(gcps) if use_gcps else (),
             rpcs=dataset.rpcs,
-            # GDAL shifts control points of PixelIsPoint files by half a pixel on reading and does not on writing.
-            area_or_point=None if use_gcps else dataset.tags().get("AREA_OR_POINT"),
+            area_or_point=dataset.tags().get("AREA_OR_POINT") if is_told else None,
         )
 
     @property
@@ -115,3 +124,16 @@ class Georeference:
         if self.rpcs is not None:
             options["rpcs"] = self.rpcs
         return options
+
+
+def _fault(transform: Affine, shape: tuple[int, int]) -> str:
+    """What keeps a transform from giving each pixel a place; empty for nothing."""
+    if transform.is_degenerate:
+        return "maps all its pixels onto one line"
+    height, width = shape
+    ends = ((0, 0), (0, height), (width, 0), (width, height))
+    corners = [abs(value) for end in ends for value in transform @ end]
+    if not all(map(math.isfinite, corners)):
+        return "maps pixels to no number"
+    steps = (max(abs(transform.a), abs(transform.d)), max(abs(transform.b), abs(transform.e)))
+    return "" if min(steps) > 2 * math.ulp(max(corners)) else "maps neighbouring pixels to the same coordinates"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyproj
+from rasterio.control import GroundControlPoint
 from rasterio.transform import from_gcps
 
 from cegate_geo.domain.manifest import Manifest
@@ -25,6 +26,9 @@ LATTICE_STEP = 64
 """Pixels between the points at which pixel areas are computed; between them they are interpolated."""
 LATTICE_DEGREES = 0.05
 """The same in degrees: for coarse pixels the lattice is denser."""
+
+POLE = 90.5
+"""Degrees of latitude up to which a pixel may reach: grids of whole degrees put the centres of pixels on the pole."""
 
 FloatArray = npt.NDArray[np.float64]
 GridChoice = Literal["source", "model"]
@@ -57,13 +61,13 @@ class GroundMeasure:
 
     def __init__(self, georeference: Georeference) -> None:
         transform = georeference.transform
-        if georeference.gcps and len(georeference.gcps) >= 3:
-            transform = from_gcps(georeference.gcps)
         crs = pyproj.CRS.from_user_input(georeference.crs.to_wkt())
         geodetic = crs.geodetic_crs
         ellipsoid = crs.ellipsoid
-        if geodetic is None or ellipsoid is None:
-            raise pyproj.exceptions.CRSError("no ellipsoid")
+        if geodetic is None or ellipsoid is None or crs.is_geocentric:
+            raise pyproj.exceptions.CRSError("no ellipsoid, or no plane on it")
+        if georeference.gcps and len(georeference.gcps) >= 3:
+            transform = from_gcps(_unwrapped(georeference.gcps) if crs.is_geographic else georeference.gcps)
         self._transform, self._shape = transform, georeference.shape
         self._project = pyproj.Transformer.from_crs(crs, geodetic, always_xy=True)
         self._semi_major = ellipsoid.semi_major_metre
@@ -76,8 +80,9 @@ class GroundMeasure:
     def _degrees(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, FloatArray]:
         t = self._transform
         lon, lat = self._project.transform(t.a * cols + t.b * rows + t.c, t.d * cols + t.e * rows + t.f)
-        # Where the CRS does not reach, PROJ says infinite.
-        return tuple(np.where(np.isfinite(values), values, np.nan) for values in (lon, lat))  # type: ignore[return-value]
+        # Where the CRS does not reach, PROJ says infinite; coordinates in degrees it hands on as they are.
+        is_on_earth = np.isfinite(lon) & (np.abs(lat) <= POLE)
+        return tuple(np.where(is_on_earth, values, np.nan) for values in (lon, lat))  # type: ignore[return-value]
 
     def _steps(self, cols: FloatArray, rows: FloatArray) -> tuple[FloatArray, ...]:
         """East and north metres of one pixel along the row, then along the column, around points in pixels."""
@@ -127,6 +132,12 @@ class GroundMeasure:
     def _lattice_step(self) -> int:
         size = self._size
         return max(1, min(LATTICE_STEP, int(LATTICE_DEGREES * 111_000 / max(size.x_m, size.y_m))))
+
+
+def _unwrapped(gcps: Sequence[Any]) -> list[GroundControlPoint]:
+    """Control points in degrees without the jump of the longitude at the antimeridian."""
+    is_across = max(p.x for p in gcps) - min(p.x for p in gcps) > 180
+    return [GroundControlPoint(row=p.row, col=p.col, x=p.x + 360 * (is_across and p.x < 0), y=p.y) for p in gcps]
 
 
 def measure(georeference: Georeference) -> GroundMeasure | None:

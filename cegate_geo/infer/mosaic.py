@@ -46,8 +46,23 @@ def mosaic_name(sources: Sequence[str | Path]) -> str:
 
 
 def mosaic_sources(name: str) -> list[str] | None:
-    """The rasters of a mosaic's name; None for that of another scene."""
-    return [str(path) for path in json.loads(name[len(SCHEME) :])] if name.startswith(SCHEME) else None
+    """The rasters of a mosaic's name; None for that of another scene.
+
+    Raises:
+        InputError: If it names none.
+    """
+    if not name.startswith(SCHEME):
+        return None
+    try:
+        sources = json.loads(name[len(SCHEME) :])
+    except ValueError:
+        sources = None
+    if not sources or not isinstance(sources, list):
+        raise InputError(
+            f"{name} names no rasters of a mosaic.",
+            hint="Use --mosaic and their names; for a file of this name, ./ before.",
+        )
+    return [str(path) for path in sources]
 
 
 def scene_label(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from cegate_geo.domain.legend import Legend
@@ -30,9 +31,30 @@ RAT_COLUMNS = (("Value", 0, 5), ("Class", 2, 2), ("Red", 0, 6), ("Green", 0, 7),
 """Name, GDAL field type (0 integer, 1 real, 2 string), GDAL usage."""
 
 
-def aux_xml(legend: Legend, counts: Mapping[int, int]) -> str:
-    """GDAL's .aux.xml: category names and a raster attribute table with the pixel count of each class id."""
+def crs_beside(raster: Path) -> ET.Element | None:
+    """The CRS that GDAL put beside a raster because the file itself can't hold it; None where there is none.
+
+    GeoTIFF has no words for some: rotated poles, say.
+    """
+    side_file = raster.with_name(raster.name + ".aux.xml")
+    return ET.parse(side_file).getroot().find("SRS") if side_file.is_file() else None
+
+
+def crs_xml(crs: ET.Element) -> str:
+    """GDAL's .aux.xml with a CRS, and nothing else."""
     root = ET.Element("PAMDataset")
+    root.append(crs)
+    return _text(root)
+
+
+def aux_xml(legend: Legend, counts: Mapping[int, int], *, crs: ET.Element | None = None) -> str:
+    """GDAL's .aux.xml: category names and a raster attribute table with the pixel count of each class id.
+
+    And the CRS, where `crs_beside` has one.
+    """
+    root = ET.Element("PAMDataset")
+    if crs is not None:
+        root.append(crs)
     band = ET.SubElement(root, "PAMRasterBand", band="1")
     ET.SubElement(band, "Description").text = "class"
     if max(legend.ids) < 256:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -35,6 +37,9 @@ from cegate_geo.infer.validity import (
     holes,
 )
 
+ARCHIVES = {".zip": "/vsizip/", ".tar": "/vsitar/", ".tar.gz": "/vsitar/", ".tgz": "/vsitar/", ".gz": "/vsigzip/"}
+"""How the names of archives end → how GDAL calls what is in them."""
+
 
 class Area(Protocol):
     """The part of a scene that is asked for."""
@@ -59,17 +64,44 @@ class Strip:
 
 @contextmanager
 def raster_errors(path: str) -> Iterator[None]:
-    """Turn rasterio's and GDAL's errors into ours."""
+    """Turn rasterio's and GDAL's errors into ours; refuse what would never come to an end."""
+    if is_plain_path(path) and is_endless(path):
+        raise RasterError(f"{path} is a pipe or a device, no file.", hint="Write it to a file first.")
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise RasterError(f"The name {path!a} is no text.", hint="Rename it.") from error
     except (RasterioError, CPLE_BaseError, MemoryError) as error:
-        if is_plain_path(path) and not Path(path).exists():
+        if is_plain_path(path) and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for long names
             raise RasterError(f"There is no file {path}.", hint="Check the path.") from error
         lines = str(error.__cause__ or error).strip().splitlines() or [repr(error)]
-        hint = "Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again."
-        if is_remote(path):
-            hint = "Check the address, the network, and for object stores the rights (AWS_* and the like)."
-        raise RasterError(f"{path} can't be read: {lines[0].rstrip('.')}.", hint=hint) from error
+        raise RasterError(f"{path} can't be read: {lines[0].rstrip('.')}.", hint=_mend(path, lines[0])) from error
+
+
+def is_endless(path: str) -> bool:
+    """Whether opening a path may wait for ever."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116 - beside os.path.exists
+    except (OSError, ValueError):
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _mend(path: str, reason: str) -> str:
+    """What to do about a raster that can't be read."""
+    if is_remote(path):
+        return "Check the address, the network, and for object stores the rights (AWS_* and the like)."
+    if "crs not found" in reason:
+        return "Its CRS, which may stand in a file beside it, is unknown: set another one, gdal_edit.py -a_srs."
+    if "not recognized" not in reason:
+        return "Check it with gdalinfo -checksum; a damaged or truncated file has to be fetched again."
+    if Path(path).is_dir():
+        return "It is a folder: name a raster in it."
+    archive = next((prefix for suffix, prefix in ARCHIVES.items() if path.lower().endswith(suffix)), None)
+    if archive is not None:
+        inside = "" if archive == "/vsigzip/" else "/NAME"
+        return f"Unpack it, or name the raster in it: {archive}{path}{inside}."
+    return "It is no raster, damaged, or of a format that this GDAL has no driver for: convert that to GeoTIFF first."
 
 
 def compression_of(dataset: Any) -> str:
@@ -160,7 +192,8 @@ class Scene:
             self._item = MemoryFile(item.vrt.encode(), ext=".vrt")
         self._dataset: Any = self._opened()
         try:
-            self._settle(manifest, bands, nodata)
+            with raster_errors(path):  # GDAL may tell what it found wrong at opening when it is next asked for anything
+                self._settle(manifest, bands, nodata)
         except BaseException:
             self.close()
             raise
@@ -197,18 +230,18 @@ class Scene:
                 f"--nodata has {len(self._given)} values, the model has {len(manifest.bands)} bands.",
                 hint="Give one for all, or one for each.",
             )
-        self._refuse_impossible(dataset.dtypes[self.bands[0] - 1])
+        self.dtype: np.dtype[np.generic] = np.result_type(*(dataset.dtypes[b - 1] for b in self.bands))
+        self._refuse_impossible(self.dtype)
         self._lossy = is_lossy(dataset)
         self.margin = HOLE_MARGIN if self._given and self._lossy else 0
         """Pixels around a window that have a say in what is valid in it."""
         self.channels = len(manifest.bands)
-        self.dtype = np.dtype("uint8" if self._palette is not None else dataset.dtypes[self.bands[0] - 1])
         self.block_rows = int(dataset.block_shapes[0][0])
         self.files = [Path(name) for name in dataset.files if is_plain_path(name)]
         """The local files that it is made of: itself, side files, the sources of a virtual raster."""
 
-    def _refuse_impossible(self, dtype: str) -> None:
-        wrong = [value for value in self._given if not can_hold(np.dtype(dtype), value)]
+    def _refuse_impossible(self, dtype: np.dtype[np.generic]) -> None:
+        wrong = [value for value in self._given if not can_hold(dtype, value)]
         if wrong:
             raise InputError(
                 f"--nodata {wrong[0]:g} can't be a value of {self.path}, which holds {dtype}.",
@@ -263,7 +296,7 @@ class Scene:
             self._dataset = self._opened()
         indexes = [*self.bands, *([self._alpha] if self._alpha else [])]
         with raster_errors(self.path), self._options():
-            values = self._dataset.read(indexes, window=area)
+            values = self._values(indexes, area)
             mask = self._dataset.read_masks(self._mask_band, window=area) > 0 if self._mask_band else None
         valid = self._valid(values, mask)
         values = values[: len(self.bands)]
@@ -274,6 +307,13 @@ class Scene:
             valid &= ~self._holes(values)
         rows, cols = window.slices(around)
         return Strip(window=window, values=values[:, rows, cols], valid=valid[rows, cols])
+
+    def _values(self, indexes: list[int], area: RasterioWindow) -> npt.NDArray[np.generic]:
+        """(bands, H, W) in the type that holds all of them: rasterio reads bands of one type together only."""
+        if len({self._dataset.dtypes[band - 1] for band in indexes}) == 1:
+            values: npt.NDArray[np.generic] = self._dataset.read(indexes, window=area)
+            return values
+        return np.stack([self._dataset.read(band, window=area, out_dtype=self.dtype) for band in indexes])
 
     def _valid(self, values: npt.NDArray[np.generic], mask: BoolArray | None) -> BoolArray:
         """By mask band, alpha, flagged value and NaN."""

@@ -26,7 +26,8 @@ HOLE_MARGIN = HOLE_SIDE - 1 + HOLE_REGROW
 def equals_nodata(values: npt.NDArray[np.generic], nodata: npt.ArrayLike, *, tolerance: float = 0) -> BoolArray:
     """Where all channels of (C, H, W) equal their nodata value (one for all, or one for each), within `tolerance`.
 
-    A value that the numbers of a channel can't hold equals none of them.
+    A value that the numbers of a channel can't hold equals none of them. Floats are compared as GDAL does: headers give
+    few digits, so that -3.40282e+38 stands for the smallest float.
     """
     wanted = np.broadcast_to(np.asarray(nodata, np.float64), (values.shape[0],))
     hit: BoolArray = np.ones(values.shape[1:], np.bool_)
@@ -36,10 +37,21 @@ def equals_nodata(values: npt.NDArray[np.generic], nodata: npt.ArrayLike, *, tol
         elif np.isnan(value):
             hit &= np.isnan(channel)
         elif can_hold(channel.dtype, value):
-            hit &= channel == value.astype(channel.dtype)
+            hit &= _equals(channel, value.astype(channel.dtype))
         else:
             hit[:] = False
     return hit
+
+
+def _equals(channel: npt.NDArray[Any], value: Any) -> BoolArray:
+    """As GDAL's ARE_REAL_EQUAL, overflow included: it lets the largest floats equal what was rounded for text."""
+    same: BoolArray = channel == value
+    if not np.issubdtype(channel.dtype, np.floating):
+        return same
+    with np.errstate(over="ignore", invalid="ignore"):
+        limit = np.finfo(channel.dtype).eps * np.abs(channel + value) * 2
+        near: BoolArray = np.abs(channel - value) < limit
+    return same | near
 
 
 def can_hold(dtype: np.dtype[Any], value: float) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyogrio
 import shapely
+import shapely.errors
 from affine import Affine
 from pyproj import CRS, Transformer
 from rasterio.features import rasterize
@@ -23,6 +24,7 @@ from cegate_geo.domain.legend import IGNORE_INDEX
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import LabelError
 from cegate_geo.infer.georeference import quiet_about_georeference
+from cegate_geo.infer.reader import is_endless
 from cegate_geo.train.labels import ClassMap, Labels, value_text
 
 VECTOR_SUFFIXES = frozenset({".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".geojsonl", ".parquet"})
@@ -59,20 +61,21 @@ class Polygons:
             target = CRS.from_wkt(grid.crs_wkt)
             if target != self.crs:
                 geometries = _project(geometries, Transformer.from_crs(self.crs, target, always_xy=True))
+        finite = np.isfinite(shapely.bounds(geometries)).all(1)  # a polygon at infinity is not in the raster
         inverse = ~grid.transform
         a, b, c, d, e, f = tuple(inverse)[:6]
         pixels = shapely.transform(
-            geometries, lambda p: np.stack([a * p[:, 0] + b * p[:, 1] + c, d * p[:, 0] + e * p[:, 1] + f], 1)
+            geometries[finite], lambda p: np.stack([a * p[:, 0] + b * p[:, 1] + c, d * p[:, 0] + e * p[:, 1] + f], 1)
         )
-        finite = np.isfinite(shapely.bounds(pixels)).all(1)  # a polygon at infinity is not in the raster
-        return PixelPolygons(pixels[finite], self.channels[finite], grid.shape)
+        return PixelPolygons(pixels, self.channels[finite], grid.shape)
 
 
 def _project(geometries: npt.NDArray[Any], transformer: Transformer) -> npt.NDArray[Any]:
     """Polygons in another CRS, with points between on their long edges."""
     left, bottom, right, top = shapely.total_bounds(geometries)
-    fine = shapely.segmentize(geometries, max(right - left, top - bottom) / EDGE_PARTS)
-    fine = np.where(shapely.is_valid(geometries), fine, geometries)  # GEOS would mend invalid ones on the way
+    fine = geometries.copy()
+    good = shapely.is_valid(geometries)  # GEOS would mend the others on the way, or fail at those that are points
+    fine[good] = shapely.segmentize(geometries[good], max(right - left, top - bottom) / EDGE_PARTS)
     projected: npt.NDArray[Any] = shapely.transform(
         fine, lambda xy: np.stack(transformer.transform(xy[:, 0], xy[:, 1]), axis=1)
     )
@@ -168,13 +171,18 @@ def read_polygons(path: Path, classes: ClassMap | None = None, *, field: str = "
     """
     name, _, layer = str(path).partition("|")
     name = os.path.expanduser(name)  # noqa: PTH111 - leaves "~draft.gpkg" alone, where pathlib raises
+    if is_endless(name):
+        raise LabelError(f"{path} is a pipe or a device, no file.", hint="Write it to a file first.")
     try:
         meta, _, wkb, values = pyogrio.raw.read(name, layer=layer.removeprefix("layername=") or None)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, OSError) as error:
         raise LabelError(f"{path} can't be read as vectors: {error}.", hint="Check the path and the layer.") from error
     if wkb is None:
         raise LabelError(f"{path} has no geometry.", hint="Choose the layer that has it: FILE|LAYER.")
-    geometries = shapely.from_wkb(wkb)
+    try:
+        geometries = shapely.from_wkb(wkb)
+    except shapely.errors.GEOSException as error:
+        raise LabelError(f"{path} holds a shape that is none: {error}.", hint="Draw it anew.") from error
     drawn = ~(shapely.is_missing(geometries) | shapely.is_empty(geometries))
     geometries = geometries[drawn]
     kinds = Counter(geometry.geom_type for geometry in geometries)

@@ -187,3 +187,10 @@ def test_a_plan_of_a_mosaic_says_so(whole: dict[str, Any], model: Path, tmp_path
     planned = plan([whole["pieces"]], tmp_path / "mask.tif", model=model)
     assert planned.scene == "alpha.tif and 3 more"
     assert json.loads(json.dumps(planned.to_json()))["grid"]["height"] == SHAPE[0]
+
+
+@pytest.mark.parametrize("name", ["mosaic:", "mosaic:scene.tif", "mosaic:[]", "mosaic:{}", "mosaic:1"])
+def test_a_name_that_looks_like_that_of_a_mosaic_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="names no rasters") as caught:
+        predict(name, tmp_path / "mask.tif", model=toys.brightness(tmp_path / "m.onnx"))
+    assert "--mosaic" in caught.value.hint

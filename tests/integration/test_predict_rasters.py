@@ -189,6 +189,37 @@ def test_the_output_lies_where_the_scene_lies(tmp_path: Path, kind: str, area_or
             assert result.profile["tiled"]
 
 
+@pytest.mark.filterwarnings("ignore::cegate_geo.errors.CegateWarning")
+def test_no_crs_is_made_up_for_a_grid_of_points_without_one(tmp_path: Path) -> None:
+    """An ASCII grid by the centres of its cells, which GDAL calls points."""
+    rows = "\n".join(" ".join(f"{row * col % 250}.5" for col in range(12)) for row in range(9))
+    scene = tmp_path / "scene.asc"
+    scene.write_text(f"ncols 12\nnrows 9\nxllcenter 100\nyllcenter 200\ncellsize 0.5\n{rows}\n", encoding="utf-8")
+    model = toys.brightness(tmp_path / "m.onnx", channels=1, bands=("height",), dtype="float32")
+    outputs = {"confidence": tmp_path / "confidence.tif"}
+    predict(scene, tmp_path / "mask.tif", model=model, force=True, **outputs)
+    for path in (tmp_path / "mask.tif", *outputs.values()):
+        with open_quietly(scene) as source, open_quietly(path) as result:
+            assert source.tags()["AREA_OR_POINT"] == "Point"
+            assert result.crs is None
+            assert result.transform == source.transform
+            assert result.shape == source.shape
+
+
+def test_a_crs_that_geotiff_can_not_hold_stays_beside_the_outputs(tmp_path: Path) -> None:
+    rotated_pole = "+proj=ob_tran +o_proj=longlat +o_lon_p=0 +o_lat_p=39.25 +lon_0=18 +to_meter=0.0174532925199433"
+    where = Affine(1.2e-6, 0, 3, 0, -1.2e-6, 2)
+    scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((70, 90)), crs=rotated_pole, transform=where)
+    outputs = {name: tmp_path / f"{name}.tif" for name in ("confidence", "probabilities")}
+    predict(scene, tmp_path / "mask.tif", model=toys.brightness(tmp_path / "m.onnx"), force=True, **outputs)
+    for path in (tmp_path / "mask.tif", *outputs.values()):
+        with rasterio.open(scene) as source, rasterio.open(path) as result:
+            assert source.crs.to_dict()["proj"] == "ob_tran"
+            same_place(source, result)
+    table = (tmp_path / "mask.tif.aux.xml").read_text(encoding="utf-8")
+    assert "<F>building</F>" in table
+
+
 def test_the_mask_is_a_cog_with_colours_names_and_provenance(tmp_path: Path) -> None:
     scene = toys.write_raster(tmp_path / "scene.tif", toys.noise((1200, 1100)))
     model = toys.brightness(tmp_path / "m.onnx", size=512)

@@ -181,6 +181,24 @@ def test_an_existing_output_is_kept_unless_overwriting_is_asked_for(job: dict[st
     assert not stale.exists()
 
 
+def test_links_that_lead_nowhere_are_refused_before_any_work(job: dict[str, Any]) -> None:
+    circle = job["scene"].with_name("circle.tif")
+    circle.symlink_to(circle)
+    with pytest.raises(InputError, match="lead in a circle"):
+        predict(**job | {"scene": circle})
+    job["output"].symlink_to("nowhere.tif")
+    with pytest.raises(OutputExistsError, match="exists already"):
+        predict(**job, progress=lambda at: pytest.fail(f"it worked: {at}"))
+    assert listing(job["output"].parent) == ["mask.tif"]
+
+
+@pytest.mark.parametrize(("name", "said"), [("x" * 300 + ".tif", "too long"), ("new\nline.tif", "line break")])
+def test_names_that_no_output_can_have_are_refused(job: dict[str, Any], name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        predict(**job | {"output": job["output"].with_name(name)})
+    assert listing(job["output"].parent) == []
+
+
 def test_killed_while_it_runs_it_leaves_nothing_under_the_outputs_names(job: dict[str, Any]) -> None:
     killed = 0
     for pause in (0.0, 0.3, 1.0):

@@ -196,6 +196,26 @@ def test_info_of_a_raster_agrees_with_rasterio(tmp_path: Path, capsys: pytest.Ca
     assert facts["ground"]["gsd_m"] == pytest.approx(0.13, rel=1e-3)
 
 
+def test_info_of_a_name_that_is_no_text_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", f"{tmp_path}/bad\udcff.tif"]) == 2
+    assert "is no text" in capsys.readouterr().err
+
+
+def test_info_takes_gdals_own_names_for_rasters(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info", "GTIFF_DIR:1:nowhere"]) == 2
+    assert "can't be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("nodata", ["nan", "inf", "-inf"])
+def test_info_of_a_raster_is_json_whatever_its_nodata_value(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], nodata: str
+) -> None:
+    path = toys.write_raster(tmp_path / "scene.tif", toys.noise((7, 9)).astype("float32"), nodata=float(nodata))
+    assert main(["info", str(path), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert [band["nodata"] for band in facts["bands"]] == [nodata] * 3
+
+
 def test_info_of_a_run_reads_its_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text('{"train": {"steps": 5}}')
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 5, "miou": 0.5}\n')

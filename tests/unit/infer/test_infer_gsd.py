@@ -102,6 +102,32 @@ def test_control_points_give_a_size() -> None:
     assert ground.size().y_m == pytest.approx(1.108, rel=1e-3)
 
 
+def test_control_points_on_both_sides_of_the_antimeridian_give_the_size_that_they_give_elsewhere() -> None:
+    sizes = []
+    for west in (85.0, 179.9996):
+        points = tuple(
+            GroundControlPoint(row=r, col=c, x=(west + c * 1e-5 + 180) % 360 - 180, y=27 - r * 1e-5)
+            for r, c in ((0, 0), (0, 80), (100, 0), (100, 80))
+        )
+        ground = measure(reference(4326, Affine.identity(), gcps=points))
+        assert ground is not None
+        sizes.append((ground.size().x_m, ground.size().y_m))
+    assert sizes[1] == pytest.approx(sizes[0], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("code", "transform", "reason"),
+    [
+        (4978, Affine(0.13, 0, 300_000, 0, -0.13, 3_000_000), "without a place"),
+        (4326, Affine(1e-6, 0, 85, 0, -1e-6, 100), "does not reach"),
+    ],
+    ids=["geocentric", "latitude of 100 degrees"],
+)
+def test_coordinates_that_are_nowhere_have_no_size(code: int, transform: Affine, reason: str) -> None:
+    with pytest.warns(GeoreferenceWarning, match=reason):
+        assert measure(reference(code, transform)) is None
+
+
 def test_where_nothing_says_how_large_pixels_are_that_is_said() -> None:
     nowhere = Georeference(crs=None, transform=Affine.identity(), shape=(10, 10))
     with pytest.warns(GeoreferenceWarning, match="no CRS"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from hypothesis.extra import numpy as arrays
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import RasterError
 from cegate_geo.infer import reader as reading
+from cegate_geo.infer.gdal import gdal_settings
+from cegate_geo.infer.georeference import quiet_about_georeference
 from cegate_geo.infer.reader import Scene
 from cegate_geo.infer.strip_reader import StripReader
 from cegate_geo.infer.validity import (
@@ -193,6 +197,96 @@ def test_what_is_a_hole_does_not_depend_on_the_window_that_is_read(
     assert whole.valid[155, 150], "too thin for a hole"
     np.testing.assert_array_equal(part.valid, whole.valid[row : row + height, col : col + width])
     np.testing.assert_array_equal(part.values, whole.values[:, row : row + height, col : col + width])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_smallest_float_is_nodata_however_many_digits_a_header_gives(tmp_path: Path, dtype: str) -> None:
+    """Oracle: GDAL's mask. ASCII and ENVI headers have six digits of it."""
+    smallest = float(np.finfo(dtype).min)
+    values = np.array([[[smallest, -1e30, 0, 1]]], dtype)
+    path = toys.write_raster(tmp_path / "scene.tif", values, nodata=float(f"{smallest:.5e}"))
+    scene = Scene(str(path), toys.manifest(bands=("height",), dtype="float32"), bands=["1"])
+    with rasterio.open(path) as dataset:
+        expected = dataset.read_masks(1) > 0
+    valid = scene.read(Window.of_shape((1, 4))).valid
+    scene.close()
+    assert expected.tolist() == [[False, True, True, True]]
+    np.testing.assert_array_equal(valid, expected)
+
+
+def test_bands_of_different_float_types_are_read_together(tmp_path: Path) -> None:
+    values = toys.noise((5, 6)).astype(np.float64) / 3
+    toys.write_raster(tmp_path / "source.tif", values)
+    where = "<SRS>EPSG:32645</SRS><GeoTransform>300000,0.13,0,3000000,0,-0.13</GeoTransform>"
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{n}"><SimpleSource><SourceFilename relativeToVRT="1">source.tif'
+        f"</SourceFilename><SourceBand>{n}</SourceBand></SimpleSource></VRTRasterBand>"
+        for n, kind in enumerate(("Float32", "Float64", "Float32"), start=1)
+    )
+    path = tmp_path / "scene.vrt"
+    path.write_text(f'<VRTDataset rasterXSize="6" rasterYSize="5">{where}{bands}</VRTDataset>', encoding="utf-8")
+    scene = Scene(str(path), toys.manifest(dtype="float32"), bands=["1", "2", "3"])
+    found = scene.read(Window.of_shape((5, 6))).values
+    scene.close()
+    assert found.dtype == scene.dtype == np.float64
+    with rasterio.open(path) as dataset:
+        for n, band in enumerate(found, start=1):
+            np.testing.assert_array_equal(band, dataset.read(n))
+
+
+@pytest.mark.filterwarnings("ignore::cegate_geo.errors.CegateWarning")
+def test_a_truncated_png_is_refused_and_not_read_as_noise(tmp_path: Path) -> None:
+    whole = toys.write_raster(tmp_path / "whole.png", toys.noise((90, 70)), driver="PNG", photometric=None)
+    path = tmp_path / "scene.png"
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
+    refused = pytest.raises(RasterError, match="Read Error")
+    with gdal_settings(str(path)), closing(Scene(str(path), toys.manifest())) as scene, refused:
+        scene.read(Window.of_shape((90, 70)))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scene.tif")
+    with pytest.raises(RasterError, match="pipe or a device"):
+        Scene(str(tmp_path / "scene.tif"), toys.manifest())
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("scene.zip", "/vsizip/{}/NAME"),
+        ("scene.tar.gz", "/vsitar/{}/NAME"),
+        ("scene.tif.gz", "/vsigzip/{}."),
+        ("scene.ecw", "no driver"),
+        ("folder", "name a raster in it"),
+    ],
+)
+def test_what_is_no_raster_is_told_from_what_is_damaged(tmp_path: Path, name: str, hint: str) -> None:
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(b"PK\5\6" + bytes(18))
+    with pytest.raises(RasterError, match="not recognized") as caught:
+        Scene(str(path), toys.manifest())
+    assert hint.format(path) in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("pam", "message"),
+    [
+        ("<GeoTransform>nan,0.13,0,3000000,0,-0.13</GeoTransform>", "to no number"),
+        ("<GeoTransform>300000,0.13,0,1e309,0,-0.13</GeoTransform>", "to no number"),
+        ("<GeoTransform>300000,1e-11,0,3000000,0,-1e-11</GeoTransform>", "to the same coordinates"),
+        ("<SRS>EPSG:999999</SRS>", "crs not found: EPSG:999999"),
+    ],
+)
+def test_a_place_that_is_none_is_refused(tmp_path: Path, pam: str, message: str) -> None:
+    with quiet_about_georeference():
+        path = toys.write_raster(tmp_path / "scene.tif", toys.noise((5, 6)), crs=None)
+    path.with_name("scene.tif.aux.xml").write_text(f"<PAMDataset>{pam}</PAMDataset>", encoding="utf-8")
+    with pytest.raises(RasterError, match=message) as caught:
+        Scene(str(path), toys.manifest())
+    assert "gdal_edit.py" in caught.value.hint
 
 
 @pytest.mark.parametrize(

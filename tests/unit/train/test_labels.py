@@ -15,16 +15,18 @@ from affine import Affine
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from pyproj import Geod, Transformer
+from pyproj import CRS, Geod, Transformer
 from rasterio.features import rasterize
 from rasterio.warp import transform_geom
 from train_files import LEGEND, TRANSFORM, noise, pixel_box, write_polygons, write_raster
 
+from cegate_geo.domain.grid import RasterGrid
 from cegate_geo.domain.legend import IGNORE_INDEX, Legend
 from cegate_geo.domain.windows import Window
 from cegate_geo.errors import ConfigError, InputError, LabelError
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.labels import ClassMap, value_text
+from cegate_geo.train.polygons import Polygons
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 
 SHAPE = (90, 120)
@@ -79,6 +81,24 @@ def test_polygons_in_another_crs_are_burnt_where_rasterio_burns_them(tmp_path: P
     burnt = opened(raster, tmp_path / "labels.geojson").labels(WHOLE)
     assert 0.1 < (expected == ROAD).mean() < 0.9
     assert (burnt != expected).sum() <= 2  # a vertex may round to the other side of a pixel's centre
+
+
+def test_polygons_beyond_the_reach_of_the_rasters_crs_are_not_in_it() -> None:
+    """Oracle: the same without them; one lies where UTM 45 has no coordinates, one is a point drawn as a polygon."""
+    grid = RasterGrid(crs_wkt=CRS.from_epsg(32645).to_wkt(), transform=TRANSFORM, shape=(60, 60))
+    back = Transformer.from_crs(32645, 4326, always_xy=True)
+    near = shapely.box(*back.transform(*(TRANSFORM @ (10, 40))), *back.transform(*(TRANSFORM @ (30, 20))))
+    far, dot = (shapely.from_wkt(f"POLYGON (({ring}))") for ring in ("0 0, 1 0, 1 1, 0 0", "0 0, 0 0, 0 0, 0 0"))
+    window = Window.of_shape(grid.shape)
+    burnt = [
+        Polygons("drawn", CRS.from_epsg(4326), np.array(shapes), np.arange(1, len(shapes) + 1, dtype=np.uint8))
+        .on(grid)
+        .burn(window, fill=0)
+        for shapes in ([near], [near, far, dot], [dot])
+    ]
+    assert burnt[0].any()
+    np.testing.assert_array_equal(burnt[1], burnt[0])
+    assert not burnt[2].any()
 
 
 def test_long_edges_are_bent_as_the_projection_bends_them(tmp_path: Path) -> None:
