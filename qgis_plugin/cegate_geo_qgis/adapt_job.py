@@ -109,7 +109,7 @@ class AdaptJob:
     weights: str = ""
     head: str = "dpt-detail"
     tile_size: int = 384
-    budget: float = 0.25
+    budget: float = 1.0
     steps: int = 1000
     batch_size: int = 4
     lr: Optional[float] = None

@@ -136,8 +136,8 @@ def _base() -> list[Described]:
 def _training() -> list[Described]:
     return [
         (
-            ask.number("BUDGET", tr("Budget"), 0.25, lowest=0.01, highest=1.0, whole=False),
-            tr("Share of the modules that may learn at a time; Fisher information chooses which."),
+            ask.number("BUDGET", tr("Budget"), 1.0, lowest=0.01, highest=1.0, whole=False),
+            tr("Share of the modules that may learn at a time; below 1 Fisher information chooses which."),
         ),
         (ask.number("BATCH_SIZE", tr("Chips in a step"), 4, lowest=1), tr("Fewer need less memory.")),
         (
