@@ -49,7 +49,7 @@ def command(
     events: str | None,
     **options: Any,
 ) -> None:
-    """Train the modules that the gate chooses and a head on the labelled rasters that CONFIG names.
+    """Train modules, all or those that the gate chooses, and a head on the labelled rasters that CONFIG names.
 
     Without CONFIG, --images and --labels adapt the small base that comes with the package, with settings that suit it.
 

@@ -195,6 +195,14 @@ def test_the_page_tells_how_the_gate_chose(tmp_path: Path) -> None:
     assert "Colour: share of the Fisher score of its type, mean of all selections. Number" in plain
 
 
+def test_the_page_says_that_nothing_was_left_to_choose(tmp_path: Path) -> None:
+    folder, keys = full(tmp_path / "run"), tuple(sorted(selections()[0].scores))
+    write_lines(folder / "gate.jsonl", [Selection(step=0, active=keys, scores={}, raw_scores={}).to_json()])
+    assert "All modules were trained: the budget" in Page(write_report(folder).read_text(encoding="utf-8")).text
+    (folder / "config.json").write_text(json.dumps(to_table(config(budget=0.99))), encoding="utf-8")
+    assert "Once 12 of 12 modules were chosen" in Page(write_report(folder).read_text(encoding="utf-8")).text
+
+
 def test_shares_of_the_time_and_what_pruning_and_export_brought_are_told(tmp_path: Path) -> None:
     folder = full(tmp_path / "run")
     exported = {
