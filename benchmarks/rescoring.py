@@ -88,7 +88,7 @@ def configuration(folder: Path, given: argparse.Namespace) -> AdaptConfig:
             "backbone": "vit_tiny_patch16_224", "weights": "shipped", "head": "dpt-detail", "head_dim": 64,
             "tile_size": given.crop,
         },
-        "peft": {"samples": SAMPLES, "every": EVERY},
+        "peft": {"samples": SAMPLES, "every": EVERY, "budget": 0.25},
         "train": {
             "crop": given.crop, "batch_size": BATCH, "validation": 0.0, "precision": given.precision, "lr": 1e-3,
         },

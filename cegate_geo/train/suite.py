@@ -109,6 +109,11 @@ class RunKey:
         return f"{self.setting}, {self.method}, lr {self.lr:g}, seed {self.seed}"
 
 
+QUARTER = {"peft": {"budget": 0.25}}
+"""Under all tables: methods that choose do so as in arXiv 2511.20302 unless a budget is said; with the default of
+`adapt`, all modules, they would be one and the same."""
+
+
 class Suite:
     """A suite with its base configuration: gives the configuration of each run.
 
@@ -145,7 +150,10 @@ class Suite:
     def _table(self, setting: str, method: str) -> dict[str, Any]:
         variants = {v.name: v.set for v in self.config.variant}
         over = variants.get(method, {"peft": {"method": method}})
-        return merged(merged(merged(self.base, self.config.set), self.setting(setting).set), over)
+        found: Mapping[str, Any] = QUARTER
+        for table in (self.base, self.config.set, self.setting(setting).set, over):
+            found = merged(found, table)
+        return dict(found)
 
 
 def read_suite(path: Path, *, settings: Sequence[str] = ()) -> Suite:

@@ -380,6 +380,14 @@ def test_folders_are_named_after_what_runs() -> None:
     assert slug("...") == ""
 
 
+def test_methods_choose_among_the_modules_unless_all_are_asked_for(suite_file: Path) -> None:
+    key = RunKey("town", "gate", 1e-2, 3)
+    assert read_suite(suite_file).adapt_config(key).peft.budget == 0.25
+    base = suite_file.with_name("base.toml")
+    base.write_text(BASE.replace("[peft]", "[peft]\nbudget = 0.5"), encoding="utf-8")
+    assert read_suite(suite_file).adapt_config(key).peft.budget == 0.5
+
+
 def test_the_plot_shows_every_method_at_its_parameters() -> None:
     region = SourceConfig(name="near", images="", labels="")
     setting = SettingConfig(name="town", test=(region,))
