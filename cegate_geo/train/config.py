@@ -202,7 +202,8 @@ class PeftConfig:
 
     method: Method = "gate"
     budget: float = 1.0
-    """Share of all modules that is active at a time. 1: all, the best in docs/benchmark.md; the paper has 0.25."""
+    """Share of all modules that is active at a time. 1: all, the best in docs/benchmark.md, and nothing is
+    chosen, whatever the method; the paper has 0.25."""
     every: int = 100
     """Steps between two selections."""
     samples: int = 16
