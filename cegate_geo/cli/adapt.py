@@ -53,6 +53,9 @@ def command(
 
     Without CONFIG, --images and --labels adapt the small base that comes with the package, with settings that suit it.
 
+    What polygons do not cover is the first class, within the rectangle around them; beyond it nothing counts, unless
+    aoi, rows or cols of the [[source]] say what is labelled. background = "ignore" if there are examples only.
+
     Rasters hold any number of bands of uint8, uint16, int16 or floats, chosen by number or by name, as in bands =
     ["B4", "B3", "B2", "B8"] of each [[source]]; [input] says what they are called, which of them are red, green and
     blue, and how they are scaled. The model finds them by name in what it predicts.

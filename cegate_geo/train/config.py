@@ -42,7 +42,8 @@ class SourceConfig:
     label_class: str = ""
     """Class of polygons without a field; empty: the last class of the legend."""
     background: str = ""
-    """Class of pixels that no polygon covers; empty: the first class of the legend; "ignore": they do not count."""
+    """Class of pixels that no polygon covers; empty: the first class of the legend; "ignore": they do not count.
+    Beyond the rectangle around the polygons nothing counts, unless aoi, rows or cols say what is labelled."""
     remap: Mapping[str, str] = field(default_factory=dict)
     """Value, name or '#rrggbb' in the labels → class name, or "ignore"; "*" is everything else, "" an empty field."""
     aoi: str = ""
