@@ -124,8 +124,8 @@ class AdaptJob:
     def config(self) -> str:
         """The configuration as TOML; the engine's README says what each key means."""
         shipped = self.backbone == SHIPPED
-        # The small base learns at rates that would ruin a foundation model, and from smaller chips; these are the
-        # engine's own for it.
+        # The small base learns at rates that would ruin a foundation model, and from smaller chips with milder changes;
+        # these are the engine's own for it.
         crop = min(CHIP, self.tile_size) if shipped else self.tile_size
         lr = self.lr or (1e-3 if shipped else 5e-5)
         head_lr = self.head_lr or (2e-3 if shipped else None)
@@ -154,6 +154,8 @@ class AdaptJob:
         ]  # fmt: skip
         if head_lr:
             train.append(("head_lr", head_lr))
+        if shipped:
+            train += [("scale", [0.75, 1.35]), ("photometric", 0.6)]
         tables += [("[model]", model), ("[peft]", [("budget", self.budget)]), ("[train]", train)]
         return "\n\n".join(_table(head, rows) for head, rows in tables if rows) + "\n"
 
