@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError, ParityError
 from cegate_geo.peft import ModuleKey, prune
 from cegate_geo.train import afford, loop, steps
+from cegate_geo.train import job as job_module
+from cegate_geo.train.chips import ChipSampler
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.export import export_run
 from cegate_geo.train.job import make_job
@@ -103,6 +106,33 @@ def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pyte
     plain, recomputed = weights(tmp_path / "plain"), weights(tmp_path / "recomputed")
     assert all(torch.equal(plain[k], recomputed[k]) for k in plain)
     assert calls == {"plain": 4, "recomputed": 8}
+
+
+def test_several_readers_cut_chips_at_a_time_and_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of steps and those of the gate: a chip that waits for another one to be cut would wait for ever."""
+    settings = config(tmp_path, steps=5)
+    settings = dataclasses.replace(settings, peft=dataclasses.replace(settings.peft, samples=4))
+    adapt(settings, tmp_path / "one", device="cpu")
+    two, cut = threading.Barrier(2, timeout=20), ChipSampler.sample
+    monkeypatch.setattr(job_module, "count_readers", lambda _: 4)
+    monkeypatch.setattr(ChipSampler, "sample", lambda self, rng: (two.wait(), cut(self, rng))[1])
+    adapt(settings, tmp_path / "several", device="cpu")
+    expected = weights(tmp_path / "one")
+    assert all(torch.equal(expected[k], v) for k, v in weights(tmp_path / "several").items())
+    for log in ("gate.jsonl", "metrics.jsonl"):
+        assert lines(tmp_path / "several" / log) == lines(tmp_path / "one" / log)
+
+
+@pytest.mark.parametrize(
+    ("device", "processors", "neighbours", "readers"),
+    [("cpu", 64, 1, 1), ("cuda:1", 64, 1, 8), ("cuda", 4, 1, 4), ("cuda", 4, 2, 2), ("cuda", 4, 8, 1)],
+)
+def test_a_gpu_gets_the_readers_that_its_process_has_processors_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, processors: int, neighbours: int, readers: int
+) -> None:
+    monkeypatch.setattr(job_module.os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(neighbours))
+    assert job_module.count_readers(device) == readers
 
 
 def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
