@@ -228,11 +228,10 @@ def _unfuse_attention(vit: torch.nn.Module) -> None:
 def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
     """AdamW: modules (and the backbone of "full") at `lr`, the head at `head_lr`.
 
-    No decay on vectors, scalars, and embeddings of the head.
+    No decay on vectors, scalars, and embeddings of head, modules and backbone.
     """
     head = {id(p) for p in run.segmenter.head.parameters()}
-    module = run.segmenter.head
-    plain = {id(p) for p in module.embeddings()} if isinstance(module, Mask2FormerHead) else set()
+    plain = _embeddings(run)
     head_lr = settings.head_lr if settings.head_lr is not None else settings.lr
     groups = []
     for is_head in (False, True):
@@ -243,6 +242,16 @@ def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
             if chosen:
                 groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=(0.9, 0.999))
+
+
+def _embeddings(run: Run) -> set[int]:
+    """Identities of the parameters that stand for tokens and positions."""
+    head = run.segmenter.head
+    found = head.embeddings() if isinstance(head, Mask2FormerHead) else []
+    found += [p for module in run.toolbox.modules.values() for p in module.embeddings()]
+    vit: Any = run.segmenter.backbone
+    found += [p for name, p in vit.named_parameters() if name in vit.no_weight_decay()]
+    return {id(p) for p in found}
 
 
 def collect_facts(
