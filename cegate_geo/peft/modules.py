@@ -33,7 +33,7 @@ class SiteModule(nn.Module):
         self.is_bypassed = False
 
     def embeddings(self) -> list[nn.Parameter]:
-        """Parameters that stand for tokens, which weight decay leaves alone by custom; none in most modules."""
+        """Parameters that stand for tokens, which weight decay is to leave alone; none in most modules."""
         return []
 
 

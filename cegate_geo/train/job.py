@@ -161,7 +161,7 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
 def count_readers(device: str) -> int:
     """How many chips are cut at a time: on a CPU one, as the steps take all of it; for a GPU what its process may use.
 
-    A chip of 512 pixels takes ten milliseconds of one processor and more, a step of a few of them on a GPU not much more.
+    A chip of 512 pixels takes ten milliseconds of one processor and more; steps on a GPU may be shorter.
     """
     if torch.device(device).type == "cpu":
         return 1

@@ -56,13 +56,15 @@ class LabelFiles:
         config: What to read.
         legend: Classes of the model.
         count: Number of rasters.
+        may_differ: Whether class rasters may lie on other grids than their rasters, see `ClassRaster`.
 
     Raises:
         LabelError: If there are neither as many label files as rasters, nor one vector file.
         ConfigError: If a class is named that does not exist.
     """
 
-    def __init__(self, config: SourceConfig, legend: Legend, *, count: int) -> None:
+    def __init__(self, config: SourceConfig, legend: Legend, *, count: int, may_differ: bool = False) -> None:
+        self._may_differ = may_differ
         self._config, self._classes = config, ClassMap(legend, config.remap)
         self._files: list[Path] = []
         if not self._is_template:
@@ -111,7 +113,7 @@ class LabelFiles:
 
     def _read(self, path: Path, grid: RasterGrid, raster: Path) -> LabelReader:
         if not is_vector(path):
-            return ClassRaster(path, grid, self._classes)
+            return ClassRaster(path, grid, self._classes, may_differ=self._may_differ)
         if path not in self._vectors:
             field = self._config.label_field
             self._vectors[path] = read_polygons(path, self._classes, field=field, channel=self._channel)
