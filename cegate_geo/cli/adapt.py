@@ -87,14 +87,14 @@ def _adapt(
     ranks: Ranks,
     options: dict[str, Any],
 ) -> AdaptResult:
-    from cegate_geo.train.config import AdaptConfig, with_budget
+    from cegate_geo.train.config import AdaptConfig
     from cegate_geo.train.config_file import apply_overrides, build, read_toml
     from cegate_geo.train.loop import adapt
 
     table = apply_overrides(read_toml(config) if config is not None else _table(options), overrides)
     if options["seed"] is not None:
         table.setdefault("train", {})["seed"] = options["seed"]
-    settings = build(AdaptConfig, with_budget(table))
+    settings = build(AdaptConfig, table)
     provenance = {"command": shlex.join(["cegate-geo", *sys.argv[1:]])}
     with step_bar(settings.train.steps) as bar, watch_cancel(stream) as cancelled:
         progress = StepEvents(stream, settings.train.steps) if stream is not None else _on_bar(bar)

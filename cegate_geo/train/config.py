@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ConfigError
@@ -25,20 +25,6 @@ Method = Literal[
     "fixed",
     "grad-norm",
 ]
-
-
-CHOOSING: tuple[Method, ...] = ("random", "fixed", "grad-norm")
-"""Methods that nobody names but to see modules chosen."""
-CHOSEN_SHARE = 0.25
-"""The budget of these where none is said: that of arXiv 2511.20302. With all modules each of them would be "all"."""
-
-
-def with_budget(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of an adaptation with the budget that its method needs, where it says none."""
-    peft = table.get("peft")
-    if isinstance(peft, Mapping) and peft.get("method") in CHOOSING:
-        return {**table, "peft": {"budget": CHOSEN_SHARE, **peft}}
-    return dict(table)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +204,7 @@ class PeftConfig:
     method: Method = "gate"
     budget: float = 1.0
     """Share of all modules that is active at a time. 1: all, the best in docs/benchmark.md, and nothing is
-    chosen, whatever the method; the paper has 0.25, and so has `adapt` with a method of `CHOOSING`."""
+    chosen, whatever the method; the paper has 0.25."""
     every: int = 100
     """Steps between two selections."""
     samples: int = 16

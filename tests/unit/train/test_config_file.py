@@ -11,9 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cegate_geo.cli.main import main
-from cegate_geo.errors import CancelledError, ConfigError, InputError
-from cegate_geo.train import loop
+from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.train.config import AdaptConfig, PeftConfig, SourceConfig, TrainConfig
 from cegate_geo.train.config_file import apply_overrides, build, read_toml, to_table
 
@@ -201,31 +199,3 @@ def test_a_gate_that_starts_after_the_end_is_refused() -> None:
     AdaptConfig(classes={0: "a", 1: "b"}, source=source, peft=PeftConfig(start=9), train=TrainConfig(steps=10))
     with pytest.raises(ConfigError, match="start = 10 leaves none of 10 steps"):
         AdaptConfig(classes={0: "a", 1: "b"}, source=source, peft=PeftConfig(start=10), train=TrainConfig(steps=10))
-
-
-@pytest.mark.parametrize(
-    ("words", "budget"),
-    [
-        (["peft.method=random"], 0.25),
-        (["peft.method=fixed"], 0.25),
-        (["peft.method=grad-norm"], 0.25),
-        (["peft.method=random", "peft.budget=1.0"], 1.0),
-        (["peft.method=gate"], 1.0),
-        (["peft.every=7"], 1.0),
-        ([], 1.0),
-    ],
-)
-def test_one_flag_is_enough_to_see_modules_chosen_by_lot(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], budget: float
-) -> None:
-    """With the default budget of all modules these methods would be one and the same."""
-    seen: list[AdaptConfig] = []
-
-    def keep(settings: AdaptConfig, *_: object, **__: object) -> None:
-        seen.append(settings)
-        raise CancelledError("Seen.")
-
-    monkeypatch.setattr(loop, "adapt", keep)
-    command = ["adapt", "--images", "a.tif", "--labels", "b.gpkg", "-o", str(tmp_path / "run"), "--device", "cpu"]
-    main([*command, *(part for word in words for part in ("--set", word))])
-    assert [settings.peft.budget for settings in seen] == [budget]
