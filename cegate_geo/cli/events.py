@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol, TextIO
 
+import click
+
 from cegate_geo import __version__
 from cegate_geo.cli.starter import STARTER, Starter
 from cegate_geo.infer.progress import Progress
@@ -197,19 +199,22 @@ def progress_bar(unit: str) -> tuple[Callable[[Progress], None], Callable[[], No
 
 @contextmanager
 def step_bar(total: int) -> Iterator[Callable[[int, str], None]]:
-    """A bar over the steps of a training on stderr, if that is a terminal: takes steps done, and what to say of them.
+    """A bar over the steps of a training on stderr: takes steps done, and what to say of them.
 
-    It appears with the first step: until then the configuration may turn out wrong.
+    It appears with the first step: until then the configuration may turn out wrong. Where stderr is no terminal, a line
+    for each tenth of the steps stands for it, so that a log of a job tells how far it is.
     """
     from tqdm import tqdm
 
     bars: list[tqdm[Any]] = []
 
     def show(done: int, text: str) -> None:
+        if not sys.stderr.isatty():
+            if done * 10 // total > (done - 1) * 10 // total:
+                click.echo(f"step {done} of {total}: {text}", err=True)
+            return
         if not bars:
-            bars.append(
-                tqdm(total=total, unit="step", initial=done - 1, mininterval=1, disable=not sys.stderr.isatty())
-            )
+            bars.append(tqdm(total=total, unit="step", initial=done - 1, mininterval=1))
         bars[0].set_postfix_str(text, refresh=False)
         bars[0].update(done - bars[0].n)
 

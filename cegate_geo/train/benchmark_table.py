@@ -140,6 +140,11 @@ def explain(config: SuiteConfig) -> list[str]:
         f"Learning rate {grid}, chosen for each method on source validation with seed {config.seeds[0]}.",
         f"In brackets: {INTERVAL}.",
     ]
+    if "all" in config.methods:
+        text.append(
+            "`all`, every module at once, is what `adapt` does by default. `gate` chooses the share `peft.budget`, a "
+            "quarter where none is said."
+        )
     if config.oracle:
         text.append("Oracle: the best rate on the test labels themselves, first seed; an upper bound, not a result.")
     return text

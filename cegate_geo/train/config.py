@@ -43,7 +43,8 @@ class SourceConfig:
     label_class: str = ""
     """Class of polygons without a field; empty: the last class of the legend."""
     background: str = ""
-    """Class of pixels that no polygon covers; empty: the first class of the legend; "ignore": they do not count."""
+    """Class of pixels that no polygon covers; empty: the first class of the legend; "ignore": they do not count.
+    Beyond the rectangle around the polygons nothing counts, unless aoi, rows or cols say what is labelled."""
     remap: Mapping[str, str] = field(default_factory=dict)
     """Value, name or '#rrggbb' in the labels → class name, or "ignore"; "*" is everything else, "" an empty field."""
     aoi: str = ""
@@ -202,9 +203,9 @@ class PeftConfig:
     """[peft]: which modules there are, and how the gate chooses."""
 
     method: Method = "gate"
-    budget: float = 1.0
-    """Share of all modules that is active at a time. 1: all, the best in docs/benchmark.md, and nothing is
-    chosen, whatever the method; the paper has 0.25."""
+    budget: float | None = None
+    """Share of all modules that is active at a time. Empty: for "gate" 1, all, the best in docs/benchmark.md, and
+    nothing is chosen; for the other methods that choose 0.25, the paper's."""
     every: int = 100
     """Steps between two selections."""
     samples: int = 16
@@ -231,7 +232,7 @@ class PeftConfig:
     vpt: VptConfig = field(default_factory=VptConfig)
 
     def __post_init__(self) -> None:
-        if not 0 < self.budget <= 1 or self.every < 1 or self.samples < 1:
+        if not 0 < self.share <= 1 or self.every < 1 or self.samples < 1:
             raise ConfigError(
                 f"[peft] has budget={self.budget}, every={self.every}, samples={self.samples}.",
                 hint="budget lies in (0, 1]; every and samples are at least 1.",
@@ -241,6 +242,13 @@ class PeftConfig:
                 f"[peft] has start={self.start}, until={self.until}, memory={self.memory}.",
                 hint="start is 0 or more; until lies in [0, 1], memory in [0, 1).",
             )
+
+    @property
+    def share(self) -> float:
+        """The budget, settled: more than 0, at most 1."""
+        if self.budget is None:
+            return 1.0 if self.method == "gate" else 0.25
+        return self.budget
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

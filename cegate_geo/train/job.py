@@ -191,7 +191,7 @@ def _make_sampler(config: AdaptConfig, training: Sequence[Area]) -> ChipSampler:
 def _gate_config(config: AdaptConfig) -> GateConfig:
     peft = config.peft
     return GateConfig(
-        budget=peft.budget,
+        budget=peft.share,
         every=peft.every,
         start=peft.start,
         until_step=round(peft.until * config.train.steps),

@@ -28,6 +28,9 @@ from cegate_geo.infer.reader import is_endless
 from cegate_geo.train.labels import ClassMap, Labels, value_text
 
 VECTOR_SUFFIXES = frozenset({".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".geojsonl", ".parquet"})
+LEAST_SIDE = 1024
+"""Pixels, each way, of the area around polygons that counts as labelled at least: ground enough for chips and held-out
+blocks where only a few polygons were drawn."""
 EDGE_PARTS = 64
 """Long edges are split before they are projected: in so many parts over the extent of all polygons."""
 
@@ -138,11 +141,21 @@ class PolygonLabels:
     extent: Window
 
     @classmethod
-    def on(cls, polygons: Polygons, grid: RasterGrid, *, background: int) -> PolygonLabels:
-        """Labels on a raster's grid."""
+    def on(cls, polygons: Polygons, grid: RasterGrid, *, background: int, is_near: bool = False) -> PolygonLabels:
+        """Labels on a raster's grid.
+
+        Args:
+            polygons: In map coordinates.
+            grid: The raster's.
+            background: See above.
+            is_near: Whether the background ends at the rectangle around the polygons, which has LEAST_SIDE pixels each
+                way at least; else it is everywhere.
+        """
         pixels = polygons.on(grid)
-        covered = pixels.extent if background == IGNORE_INDEX else grid.window
-        return cls(pixels, background, covered or Window(col_off=0, row_off=0, width=1, height=1))
+        around = pixels.extent
+        if background != IGNORE_INDEX:
+            around = _grown(around).intersection(grid.window) if is_near and around is not None else grid.window
+        return cls(pixels, background, around or Window(col_off=0, row_off=0, width=1, height=1))
 
     def read(self, window: Window) -> Labels:
         """(H, W) uint8 channel indices."""
@@ -150,6 +163,17 @@ class PolygonLabels:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _grown(window: Window) -> Window:
+    """A window of LEAST_SIDE pixels each way at least, about the same middle."""
+    col, row = (max(0, LEAST_SIDE - side) // 2 for side in (window.width, window.height))
+    return Window(
+        col_off=window.col_off - col,
+        row_off=window.row_off - row,
+        width=max(window.width, LEAST_SIDE),
+        height=max(window.height, LEAST_SIDE),
+    )
 
 
 def is_vector(path: Path) -> bool:

@@ -57,15 +57,20 @@ class LabelFiles:
         legend: Classes of the model.
         count: Number of rasters.
         may_differ: Whether class rasters may lie on other grids than their rasters, see `ClassRaster`.
+        is_near: Whether nothing is known beyond the rectangle around the polygons, unless rows, cols or aoi say what is
+            labelled: few people draw all that there is in a scene.
 
     Raises:
         LabelError: If there are neither as many label files as rasters, nor one vector file.
         ConfigError: If a class is named that does not exist.
     """
 
-    def __init__(self, config: SourceConfig, legend: Legend, *, count: int, may_differ: bool = False) -> None:
+    def __init__(
+        self, config: SourceConfig, legend: Legend, *, count: int, may_differ: bool = False, is_near: bool = False
+    ) -> None:
         self._may_differ = may_differ
         self._config, self._classes = config, ClassMap(legend, config.remap)
+        self._is_near = is_near and not (config.aoi or config.rows or config.cols)
         self._files: list[Path] = []
         if not self._is_template:
             self._files = [Path(config.labels)] if "|" in config.labels else expand(config.labels)
@@ -117,7 +122,8 @@ class LabelFiles:
         if path not in self._vectors:
             field = self._config.label_field
             self._vectors[path] = read_polygons(path, self._classes, field=field, channel=self._channel)
-        labels = PolygonLabels.on(self._vectors[path], grid, background=self._background)
+        background, is_near = self._background, self._is_near
+        labels = PolygonLabels.on(self._vectors[path], grid, background=background, is_near=is_near)
         self._is_met |= labels.polygons.extent is not None
         if labels.polygons.extent is None and not self._config.aoi:
             raise LabelError(

@@ -148,7 +148,7 @@ def _gate(log: RunLog, settings: AdaptConfig) -> str:
     how = scored if scores else f"{len(chosen[-1].active)} of {_total(log)} modules were chosen to be trained"
     others = "kept the weights that they had" if settings.peft.inactive == "frozen" else "were left out of the model"
     told = [f"{often} {how} until the next selection; the others {others}.", *_gate_choices(settings)]
-    if settings.peft.budget == 1 and not scores:
+    if settings.peft.share == 1 and not scores:
         told = ["All modules were trained: the budget left nothing to choose."]
     note = f'<p class="small">{_score_note(settings)} Number: how often it was chosen, of {len(log.selections)}.'
     note += " Frame: chosen in the last selection.</p>"

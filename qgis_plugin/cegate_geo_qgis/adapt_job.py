@@ -20,6 +20,8 @@ AREA = "area.gpkg"
 SHIPPED = "shipped"
 """Stands for the small base that comes with the engine."""
 SHIPPED_BACKBONE = "vit_tiny_patch16_224"
+CHIP = 256
+"""Pixels, each way, of what the small base learns from at most."""
 HEADS = ("dpt-detail", "dpt", "linear", "dpt-unet", "upernet")
 DEVICES = ("auto", "cpu", "cuda")
 IGNORE = "ignore"
@@ -122,7 +124,9 @@ class AdaptJob:
     def config(self) -> str:
         """The configuration as TOML; the engine's README says what each key means."""
         shipped = self.backbone == SHIPPED
-        # The small base learns at rates that would ruin a foundation model; these are the engine's own for it.
+        # The small base learns at rates that would ruin a foundation model, and from smaller chips; these are the
+        # engine's own for it.
+        crop = min(CHIP, self.tile_size) if shipped else self.tile_size
         lr = self.lr or (1e-3 if shipped else 5e-5)
         head_lr = self.head_lr or (2e-3 if shipped else None)
         every = max(1, min(250, self.steps // 4))
@@ -144,7 +148,7 @@ class AdaptJob:
             ("tile_size", self.tile_size),
         ]
         train: list[tuple[str, object]] = [
-            ("steps", self.steps), ("batch_size", self.batch_size), ("crop", self.tile_size), ("lr", lr),
+            ("steps", self.steps), ("batch_size", self.batch_size), ("crop", crop), ("lr", lr),
             ("ema", 0.995 if shipped else 0.999), ("validation", self.validation), ("validate_every", every),
             ("save_every", every), ("seed", self.seed),
         ]  # fmt: skip

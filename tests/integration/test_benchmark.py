@@ -388,6 +388,12 @@ def test_methods_choose_among_the_modules_unless_all_are_asked_for(suite_file: P
     assert read_suite(suite_file).adapt_config(key).peft.budget == 0.5
 
 
+def test_the_table_says_which_method_is_the_default_of_the_tool() -> None:
+    setting = SettingConfig(name="town", test=(SourceConfig(name="near", images="", labels=""),))
+    told = {m: to_markdown(SuiteConfig(config="", methods=m, setting=(setting,)), []) for m in (("all",), ("full",))}
+    assert ["what `adapt` does by default" in text for text in told.values()] == [True, False]
+
+
 def test_the_plot_shows_every_method_at_its_parameters() -> None:
     region = SourceConfig(name="near", images="", labels="")
     setting = SettingConfig(name="town", test=(region,))

@@ -123,8 +123,20 @@ def test_another_base_gets_the_rates_of_foundation_models(tmp_path):
     config = build(AdaptConfig, tomllib.loads(given.config()))
     assert (config.model.backbone, config.model.weights) == ("vit_small_patch14_dinov2.lvd142m", "/w.safetensors")
     assert (config.train.lr, config.train.head_lr) == (5e-5, None)
+    assert config.train.crop == config.model.tile_size == 384
     assert config.source[0].background == "ignore"
     assert config.source[0].nodata[0] != config.source[0].nodata[0]
+
+
+def test_the_small_base_learns_with_the_settings_of_the_command_line(tmp_path):
+    from cegate_geo.cli.adapt import _table
+
+    short = dict.fromkeys(("images", "labels", "label_field", "bands", "classes"), "") | {"images": "a", "labels": "b"}
+    line, ours = build(AdaptConfig, _table(short)), build(AdaptConfig, tomllib.loads(job(tmp_path).config()))
+    assert (ours.train.crop, ours.train.steps, ours.train.lr, ours.train.head_lr, ours.train.ema) == (
+        line.train.crop, line.train.steps, line.train.lr, line.train.head_lr, line.train.ema
+    )  # fmt: skip
+    assert (ours.model, ours.peft.share) == (line.model, line.peft.share)
 
 
 def test_the_command_line_of_adapting(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cegate_geo.errors import ConfigError, InputError
-from cegate_geo.train.config import AdaptConfig, PeftConfig, SourceConfig, TrainConfig
+from cegate_geo.train.config import AdaptConfig, Method, PeftConfig, SourceConfig, TrainConfig
 from cegate_geo.train.config_file import apply_overrides, build, read_toml, to_table
 
 
@@ -192,6 +192,12 @@ def test_a_gate_that_makes_no_sense_is_refused(wrong: dict[str, Any]) -> None:
 def test_a_choice_that_the_gate_does_not_have_is_refused(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=rf"peft\.{key} = '{value}' is no choice"):
         build(PeftConfig, {key: value}, "peft")
+
+
+@pytest.mark.parametrize(("method", "share"), [("gate", 1.0), ("random", 0.25), ("fixed", 0.25), ("grad-norm", 0.25)])
+def test_a_control_that_is_named_alone_has_something_to_choose(method: Method, share: float) -> None:
+    assert PeftConfig(method=method).share == share
+    assert PeftConfig(method=method, budget=0.5).share == 0.5
 
 
 def test_a_gate_that_starts_after_the_end_is_refused() -> None:

@@ -503,3 +503,31 @@ def test_dubai_colours_are_classes_in_rgb_and_palette_masks(shared_data: Path) -
         for key, c in colors.items():
             expected[(rgb == [int(key[n : n + 2], 16) for n in (1, 3, 5)]).all(2)] = c
         np.testing.assert_array_equal(scene.labels(scene.grid.window), expected)
+
+
+def drawn(tmp_path: Path, *boxes: tuple[int, int, int, int], **options: Any) -> LabelledScene:
+    """A scene of 1,500 x 2,000 pixels with buildings in boxes of (col, row, col, row)."""
+    image = write_raster(tmp_path / "large.tif", np.zeros((3, 1500, 2000), np.uint8))
+    polygons = write_polygons(tmp_path / "drawn.gpkg", [pixel_box(*box) for box in boxes])
+    return opened(image, polygons, label_class="building", **options)
+
+
+def test_background_counts_around_the_polygons_alone(tmp_path: Path) -> None:
+    scene = drawn(tmp_path, (100, 60, 140, 100), (1300, 1100, 1350, 1180))
+    assert scene.extent == Window(col_off=100, row_off=60, width=1250, height=1120)
+    read = scene.labels(Window(col_off=0, row_off=0, width=2000, height=1500))
+    assert (read[60:1180, 100:1350] != IGNORE_INDEX).all()
+    assert (read != IGNORE_INDEX).sum() == scene.extent.area
+    assert (read == BUILDING).sum() == 40 * 40 + 50 * 80
+
+
+def test_around_few_polygons_there_is_ground_to_learn_from(tmp_path: Path) -> None:
+    scene = drawn(tmp_path, (20, 700, 60, 740))
+    assert scene.extent == Window(col_off=0, row_off=208, width=552, height=1024)
+
+
+@pytest.mark.parametrize("said", [{"rows": (0, 1500)}, {"cols": (0, 2000)}, {"aoi": "everywhere.gpkg"}])
+def test_what_is_said_to_be_labelled_has_background_everywhere(tmp_path: Path, said: dict[str, Any]) -> None:
+    if "aoi" in said:
+        said = {"aoi": str(write_polygons(tmp_path / said["aoi"], [pixel_box(-9, -9, 2009, 1509)]))}
+    assert drawn(tmp_path, (100, 60, 140, 100), **said).extent == Window.of_shape((1500, 2000))
