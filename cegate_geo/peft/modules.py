@@ -32,6 +32,10 @@ class SiteModule(nn.Module):
         super().__init__()
         self.is_bypassed = False
 
+    def embeddings(self) -> list[nn.Parameter]:
+        """Parameters that stand for tokens, which weight decay is to leave alone; none in most modules."""
+        return []
+
 
 class LowRank(nn.Module):
     """down: d_in -> rank, up: rank -> d_out, no biases. The product starts at zero.

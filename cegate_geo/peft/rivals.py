@@ -59,6 +59,10 @@ class ReinModule(SiteModule):
         self.factors = nn.ParameterList([torch.empty(shape).uniform_(-limit, limit) for shape in shapes])
         self.shared = shared
 
+    def embeddings(self) -> list[nn.Parameter]:
+        """The factors of the tokens."""
+        return list(self.factors)
+
     @property
     def tokens(self) -> Tensor:
         """(m, d)."""
@@ -95,6 +99,10 @@ class PromptModule(SiteModule):
         super().__init__()
         limit = math.sqrt(6 / (3 * patch**2 + dim))
         self.tokens = nn.Parameter(torch.empty(tokens, dim).uniform_(-limit, limit))
+
+    def embeddings(self) -> list[nn.Parameter]:
+        """The prompts."""
+        return [self.tokens]
 
     def insert(self, x: Tensor, prefix: int) -> Tensor:
         """(B, P + N, d) → (B, P + n + N, d) for P prefix tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -171,13 +172,24 @@ class ChipSampler:
         values = _scaled(area, image) if is_byte(area.scene) else image
         return band_shifts(values, mean, np.maximum(std, TINY), strength=self.photometric, rng=rng)
 
-    def batch(self, generators: Sequence[np.random.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-        """A chip from each generator: images (N, C, crop, crop) float32, labels (N, crop, crop) int64; see `sample`."""
+    def batch(
+        self, generators: Sequence[np.random.Generator], readers: Executor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A chip from each generator, the same whoever draws it.
+
+        Args:
+            generators: Of each chip.
+            readers: Who draws them, several at a time; None for this thread, one after the other.
+
+        Returns:
+            Images (N, C, crop, crop) float32, labels (N, crop, crop) int64; see `sample`.
+        """
         count = len(generators)
         images = np.empty((count, self.channels, self.crop, self.crop), np.float32)
         labels = np.empty((count, self.crop, self.crop), np.int64)
-        for n, rng in enumerate(generators):
-            images[n], labels[n] = self.sample(rng)
+        found = map(self.sample, generators) if readers is None else readers.map(self.sample, generators)
+        for n, (image, truth) in enumerate(found):
+            images[n], labels[n] = image, truth
         return torch.from_numpy(images), torch.from_numpy(labels)
 
     def _place(self, rng: np.random.Generator) -> tuple[Area, int, int]:

@@ -1,4 +1,4 @@
-"""Class rasters as labels: ids, or colours, on exactly the grid of the raster that they label."""
+"""Class rasters as labels: ids, or colours, on the grid of the raster that they label, or brought onto it."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from affine import Affine
+from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.windows import Window as RasterioWindow
 
 from cegate_geo.domain.grid import RasterGrid
 from cegate_geo.domain.legend import IGNORE_INDEX, parse_color
-from cegate_geo.domain.windows import Window
+from cegate_geo.domain.windows import Window, iter_blocks
 from cegate_geo.errors import LabelError
 from cegate_geo.infer.georeference import Georeference, quiet_about_georeference
 from cegate_geo.infer.reader import raster_errors
@@ -22,6 +24,8 @@ from cegate_geo.train.labels import ANYTHING, ClassMap, Labels
 GRID_TOLERANCE = 0.01
 """How far the corners of two grids may lie apart to count as the same, in pixels."""
 UNKNOWN = -1
+PLACED_ROWS = 64
+"""Rows whose places in another grid are computed at a time."""
 MAX_TABLE = 2**24
 """Values are looked up in a table up to this range, and sorted beyond it: all colours fit."""
 
@@ -36,18 +40,25 @@ class ClassRaster:
         path: The class raster.
         grid: Grid of the raster that it labels.
         classes: What its values mean.
+        may_differ: Whether it may have a CRS and a grid of its own, where both say where they lie: a pixel then has the
+            class that its centre lies in, and none beyond the class raster.
 
     Raises:
         LabelError: If the grids differ, or it holds no whole numbers.
     """
 
-    def __init__(self, path: Path, grid: RasterGrid, classes: ClassMap) -> None:
+    def __init__(self, path: Path, grid: RasterGrid, classes: ClassMap, *, may_differ: bool = False) -> None:
         self.path, self._classes = path, classes
         self._dataset: Any = None
         self.extent = grid.window
         colors = [key for key in classes.remap if key.startswith("#")]
         dataset = self._open()
-        require_same_grid(Georeference.read(dataset).grid, grid, str(path))
+        own = Georeference.read(dataset).grid
+        self._places: _Places | None = None
+        if may_differ and own.crs_wkt and grid.crs_wkt and not _is_same_grid(own, grid):
+            self._places = _Places(grid, own)
+        else:
+            require_same_grid(own, grid, str(path))
         if dataset.dtypes[0] not in ("uint8", "int8", "uint16", "int16", "uint32", "int32"):
             raise LabelError(f"{path} holds {dataset.dtypes[0]}.", hint="Store class ids as whole numbers.")
         self._palette: dict[int, int] | None = None
@@ -94,12 +105,33 @@ class ClassRaster:
         Raises:
             LabelError: If a value is no class.
         """
+        if self._places is None:
+            return self._to_channels(self._values(window))
+        result = np.full(window.shape, IGNORE_INDEX, np.uint8)
+        for part in iter_blocks(window.shape, block_height=PLACED_ROWS, block_width=window.width):
+            rows, cols, is_there = self._places.of(window, part)
+            if not is_there.any():
+                continue
+            first, last = (int(rows.min()), int(cols.min())), (int(rows.max()), int(cols.max()))
+            around = Window(
+                col_off=first[1], row_off=first[0], width=last[1] - first[1] + 1, height=last[0] - first[0] + 1
+            )
+            found = self._values(around)[rows - first[0], cols - first[1]]
+            strip = result[part.row_off : part.row_end]
+            strip[is_there] = self._to_channels(found[None])[0]
+        return result
+
+    def _values(self, window: Window) -> npt.NDArray[Any]:
+        """(H, W) values of a window of its own grid; colours in one number."""
         area = RasterioWindow(window.col_off, window.row_off, window.width, window.height)
         with raster_errors(str(self.path)):
-            values = self._open().read(self._bands or 1, window=area)
+            values: npt.NDArray[Any] = self._open().read(self._bands or 1, window=area)
         if self._bands:
             values = values.astype(np.int32)
             values = (values[0] << 16) | (values[1] << 8) | values[2]
+        return values
+
+    def _to_channels(self, values: npt.NDArray[Any]) -> Labels:
         present, places, index = _distinct(values)
         channels = [self._channel(v) for v in present]
         strange = [v for v, c in zip(present, channels, strict=True) if c == UNKNOWN]
@@ -135,6 +167,46 @@ class ClassRaster:
         if self._dataset is not None:
             self._dataset.close()
         self._dataset = None
+
+
+class _Places:
+    """Which pixels of a class raster the centres of another grid's pixels lie in.
+
+    Args:
+        grid: The other grid.
+        own: That of the class raster; both have a CRS.
+    """
+
+    def __init__(self, grid: RasterGrid, own: RasterGrid) -> None:
+        self._grid, self._own, self._inverse = grid, own, ~own.transform
+        is_same = CRS.from_wkt(grid.crs_wkt) == CRS.from_wkt(own.crs_wkt)
+        self._move = None if is_same else Transformer.from_crs(grid.crs_wkt, own.crs_wkt, always_xy=True)
+
+    def of(
+        self, window: Window, part: Window
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+        """For a part of a window of the grid: rows and columns of what lies there, and (H, W) whether any does."""
+        cols = window.col_off + part.col_off + np.arange(part.width)[None, :] + 0.5
+        rows = window.row_off + part.row_off + np.arange(part.height)[:, None] + 0.5
+        x, y = _at(self._grid.transform, cols, rows)
+        if self._move is not None:
+            x, y = self._move.transform(x, y)  # infinite where there is no such place
+        own_cols, own_rows = (np.floor(v) for v in _at(self._inverse, x, y))
+        is_there = (own_cols >= 0) & (own_cols < self._own.width) & (own_rows >= 0) & (own_rows < self._own.height)
+        return own_rows[is_there].astype(np.intp), own_cols[is_there].astype(np.intp), is_there
+
+
+def _at(transform: Affine, x: npt.NDArray[Any], y: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    with np.errstate(invalid="ignore"):  # infinity less infinity, of places that are not there
+        return transform.a * x + transform.b * y + transform.c, transform.d * x + transform.e * y + transform.f
+
+
+def _is_same_grid(labels: RasterGrid, raster: RasterGrid) -> bool:
+    try:
+        require_same_grid(labels, raster, "")
+    except LabelError:
+        return False
+    return True
 
 
 def _distinct(values: npt.NDArray[Any]) -> tuple[list[int], npt.NDArray[np.intp], npt.NDArray[Any]]:

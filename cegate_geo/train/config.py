@@ -34,8 +34,9 @@ class SourceConfig:
     images: str
     """Path or glob pattern of rasters."""
     labels: str
-    """Polygons in any CRS, or class rasters: a path, a pattern that gives one file per image in sorted order, or a path
-    with `{}` for what the wildcards in the file name of `images` stand for: "a/*_sat.jpg" has "a/{}_mask.png"."""
+    """Polygons or class rasters, in any CRS and on any grid: a path, a pattern that gives one file per image in sorted
+    order, or a path with `{}` for what the wildcards in the file name of `images` stand for: "a/*_sat.jpg" has
+    "a/{}_mask.png"."""
     name: str = ""
     label_field: str = ""
     """Field of the polygons that holds the class name or id; empty: every polygon is `label_class`."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,9 @@ from cegate_geo.train.validation import Tile, choose_precision
 DATA_STREAM, SCORE_STREAM, STYLE_STREAM = 0, 1, 2
 """Random numbers of chips, of the chips that the gate scores, and of looks: independent for the same seed."""
 
+MOST_READERS = 8
+"""Chips that are cut at a time, at most: what holds Python's lock leaves no gain beyond."""
+
 
 @dataclass(slots=True, kw_only=True)
 class Job:
@@ -51,6 +56,8 @@ class Job:
     precision: str
     ranks: Ranks
     """The processes that train together."""
+    readers: Executor | None = None
+    """Who cuts the chips of a batch, several at a time; None for one after the other."""
     miou: float | None = None
     """Mean IoU of the last validation, since the run was started or resumed."""
     best: float = -1.0
@@ -146,8 +153,25 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         has_validation=bool(places),
         device=device,
         ranks=ranks,
+        readers=_make_readers(count_readers(device)),
         precision=choose_precision(settings.precision, device),
     )
+
+
+def count_readers(device: str) -> int:
+    """How many chips are cut at a time: on a CPU one, as the steps take all of it; for a GPU what its process may use.
+
+    A chip of 512 pixels takes ten milliseconds of one processor and more; steps on a GPU may be shorter.
+    """
+    if torch.device(device).type == "cpu":
+        return 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes of this training on this machine
+    return max(1, min(MOST_READERS, usable // neighbours))
+
+
+def _make_readers(count: int) -> Executor | None:
+    return ThreadPoolExecutor(count, thread_name_prefix="reader") if count > 1 else None
 
 
 def _make_sampler(config: AdaptConfig, training: Sequence[Area]) -> ChipSampler:
@@ -204,11 +228,10 @@ def _unfuse_attention(vit: torch.nn.Module) -> None:
 def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
     """AdamW: modules (and the backbone of "full") at `lr`, the head at `head_lr`.
 
-    No decay on vectors, scalars, and embeddings of the head.
+    No decay on vectors, scalars, and embeddings of head, modules and backbone.
     """
     head = {id(p) for p in run.segmenter.head.parameters()}
-    module = run.segmenter.head
-    plain = {id(p) for p in module.embeddings()} if isinstance(module, Mask2FormerHead) else set()
+    plain = _embeddings(run)
     head_lr = settings.head_lr if settings.head_lr is not None else settings.lr
     groups = []
     for is_head in (False, True):
@@ -219,6 +242,16 @@ def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
             if chosen:
                 groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=(0.9, 0.999))
+
+
+def _embeddings(run: Run) -> set[int]:
+    """Identities of the parameters that stand for tokens and positions."""
+    head = run.segmenter.head
+    found = head.embeddings() if isinstance(head, Mask2FormerHead) else []
+    found += [p for module in run.toolbox.modules.values() for p in module.embeddings()]
+    vit: Any = run.segmenter.backbone
+    found += [p for name, p in vit.named_parameters() if name in vit.no_weight_decay()]
+    return {id(p) for p in found}
 
 
 def collect_facts(

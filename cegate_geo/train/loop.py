@@ -123,11 +123,11 @@ def adapt(
                     choices.write(json.dumps(choose_modules(job, step)) + "\n")
             loss = take_step(job, step, batch)
             log.write(json.dumps({"step": step, "loss": loss, "lr": learning_rate(step, config.train)}) + "\n")
-            _after_step(job, step, log, began)
+            _after_step(job, step, (log, choices), began)
             if progress is not None:
                 progress(AdaptProgress(step=step + 1, steps=config.train.steps, loss=loss, miou=job.miou))
             if cancelled is not None and ranks.any(cancelled()):
-                _save_state(job, step + 1, began)
+                _save_state(job, step + 1, (log, choices), began)
                 raise CancelledError(f"Cancelled after {step + 1} steps.", hint="Go on with --resume.")
     return _finish(job, job.seconds + time.perf_counter() - began)
 
@@ -189,15 +189,15 @@ def _is_stale(job: Job) -> bool:
     return 0 < job.run.config.train.patience <= job.stale
 
 
-def _after_step(job: Job, step: int, log: IO[str], began: float) -> None:
+def _after_step(job: Job, step: int, logs: tuple[IO[str], IO[str]], began: float) -> None:
+    """Validate and save where it is time; `logs` are those of figures and of the gate's choices."""
     settings = job.run.config.train
     last = step + 1 == settings.steps
     if last or (step + 1) % settings.validate_every == 0:
         with job.timed("validation"):
-            _validate(job, step, log)
+            _validate(job, step, logs[0])
     if last or _is_stale(job) or (step + 1) % settings.save_every == 0:
-        _save_state(job, step + 1, began)
-        log.flush()
+        _save_state(job, step + 1, logs, began)
 
 
 def _validate(job: Job, step: int, log: IO[str]) -> None:
@@ -231,9 +231,14 @@ def _validate(job: Job, step: int, log: IO[str]) -> None:
                 run.save()
 
 
-def _save_state(job: Job, step: int, began: float) -> None:
-    """Let the first process write the state, and the others wait until it lies there."""
+def _save_state(job: Job, step: int, logs: tuple[IO[str], IO[str]], began: float) -> None:
+    """Let the first process write the state, and the others wait until it lies there.
+
+    The logs go first: a run that is killed right after it goes on from the state, and never writes these lines again.
+    """
     if job.ranks.is_first:
+        for log in logs:
+            log.flush()
         _write_state(job, step, began)
     job.ranks.wait()
 

@@ -56,6 +56,7 @@ class LabelFiles:
         config: What to read.
         legend: Classes of the model.
         count: Number of rasters.
+        may_differ: Whether class rasters may lie on other grids than their rasters, see `ClassRaster`.
         is_near: Whether nothing is known beyond the rectangle around the polygons, unless rows, cols or aoi say what is
             labelled: few people draw all that there is in a scene.
 
@@ -64,7 +65,10 @@ class LabelFiles:
         ConfigError: If a class is named that does not exist.
     """
 
-    def __init__(self, config: SourceConfig, legend: Legend, *, count: int, is_near: bool = False) -> None:
+    def __init__(
+        self, config: SourceConfig, legend: Legend, *, count: int, may_differ: bool = False, is_near: bool = False
+    ) -> None:
+        self._may_differ = may_differ
         self._config, self._classes = config, ClassMap(legend, config.remap)
         self._is_near = is_near and not (config.aoi or config.rows or config.cols)
         self._files: list[Path] = []
@@ -114,7 +118,7 @@ class LabelFiles:
 
     def _read(self, path: Path, grid: RasterGrid, raster: Path) -> LabelReader:
         if not is_vector(path):
-            return ClassRaster(path, grid, self._classes)
+            return ClassRaster(path, grid, self._classes, may_differ=self._may_differ)
         if path not in self._vectors:
             field = self._config.label_field
             self._vectors[path] = read_polygons(path, self._classes, field=field, channel=self._channel)

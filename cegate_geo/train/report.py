@@ -45,6 +45,7 @@ from cegate_geo.train.run_log import RunLog, read_run_log
 CONFUSION_COLOR = "#2f6f9f"
 LOSS_COLOR = "#7d8790"
 CURVE_POINTS = 300
+COLLAPSED = "the model said one class on all held-out tiles: lower train.lr, and train again."
 
 
 def write_report(folder: Path, export: Mapping[str, Any] | None = None) -> Path:
@@ -106,9 +107,11 @@ def _head(log: RunLog, settings: AdaptConfig, title: str) -> str:
         values.append((f"{len(log.selections[-1].active)}", f"of {_total(log)} modules trained at a time"))
     if "trained_parameters" in log.result:
         values.append((_count(log.result["trained_parameters"]), "parameters that were trained"))
+    collapsed = ", ".join(str(step) for step in log.result.get("collapsed") or ())
+    warning = f"<p><b>After {collapsed} steps</b> {COLLAPSED}</p>" if collapsed else ""
     text = f'<p class="small">{log.unreadable} lines of the logs could not be read.</p>' if log.unreadable else ""
     described = f"<p>{escape(settings.description)}</p>" if settings.description else ""
-    return f'<h1>{escape(title)}</h1>\n<p class="lead">{told}</p>\n{described}{figures(values)}{text}'
+    return f'<h1>{escape(title)}</h1>\n<p class="lead">{told}</p>\n{warning}{described}{figures(values)}{text}'
 
 
 def _curves(log: RunLog) -> str:
@@ -283,7 +286,7 @@ def _settings(log: RunLog) -> str:
     tables = {key: value for key, value in log.config.items() if isinstance(value, Mapping) and key not in unused}
     plain = {key: value for key, value in log.config.items() if not isinstance(value, Mapping | list) and value}
     parts = [card(name, table([], list(_flat(value)), text=True)) for name, value in tables.items() if value]
-    for name in ("source", "validation", "target"):
+    for name in ("source", "validation", "target", "style"):
         for n, entry in enumerate(log.config.get(name) or []):
             parts.append(card(f"{name} {n + 1}", table([], list(_flat(entry)), text=True)))
     parts.insert(0, card("run", table([], list(plain.items()), text=True)) if plain else "")

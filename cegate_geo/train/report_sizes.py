@@ -29,7 +29,7 @@ def sizes(log: RunLog, export: Mapping[str, Any] | None) -> str:
         log: The run.
         export: As `ExportReport.to_json` gives it.
     """
-    cards = [_as_run(log), _as_exported(export)]
+    cards = [_as_run(log), _as_exported(export), _curve(export)]
     return row(*cards) if any(cards) else ""
 
 
@@ -67,3 +67,16 @@ def _as_exported(export: Mapping[str, Any] | None) -> str:
         ),
     ]
     return card("As it was exported, on this machine's CPU", table([], rows, text=True))
+
+
+def _curve(export: Mapping[str, Any] | None) -> str:
+    """What the choice of modules for the file was made from: mean IoU, parameters and time of each set."""
+    points = (export or {}).get("curve") or ()
+    if not points:
+        return ""
+    head = ["modules beside LoRA", "mean IoU in %", "their parameters", "one tile, in torch"]
+    rows = [
+        [f"{len(p['kept'])}", f"{100 * p['miou']:.1f}", f"{p['parameters']:,}", f"{1000 * p['seconds']:.0f} ms"]
+        for p in points
+    ]
+    return card("Sets of modules that were measured on held-out tiles for the export", table(head, rows))

@@ -272,7 +272,7 @@ def open_scenes(config: SourceConfig, legend: Legend, *, cache_mb: int = 1024) -
         InputError: If a file or band is missing, or a raster holds what can't be learned from.
     """
     images = expand(config.images)
-    files = LabelFiles(config, legend, count=len(images), is_near=True)
+    files = LabelFiles(config, legend, count=len(images), may_differ=True, is_near=True)
     scenes: list[LabelledScene] = []
     empty: list[str] = []
     budget = cache_mb * 2**20

@@ -146,7 +146,8 @@ def take_step(job: Job, step: int, batch: Batch) -> float:
 
 def _draw(job: Job, stream: list[int], count: int) -> Batch:
     """This process' part of `count` chips."""
-    return job.sampler.batch([np.random.default_rng([*stream, n]) for n in job.ranks.part(count)])
+    generators = [np.random.default_rng([*stream, n]) for n in job.ranks.part(count)]
+    return job.sampler.batch(generators, job.readers)
 
 
 def _seeds(job: Job, stream: list[int], count: int) -> list[int]:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from cegate_geo import api
 from cegate_geo.errors import CancelledError, CegateError, InputError
+from cegate_geo.train import loop
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.evaluate import evaluate_mask
@@ -152,6 +153,19 @@ def test_a_run_that_was_killed_before_it_was_saved_resumes_from_its_start(tmp_pa
     whole, killed = (load_file(tmp_path / n / "adapter.safetensors") for n in ("whole", "killed"))
     assert all(torch.equal(whole[k], killed[k]) for k in whole)
     assert [e["step"] for e in lines(tmp_path / "killed" / "gate.jsonl")] == [0, 4, 8]
+
+
+def test_what_a_saved_state_stands_on_is_in_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed right after it was saved goes on from there, and has no other record of what was before."""
+    seen: dict[int, list[list[object]]] = {}
+
+    def spy(folder: Path, *, step: int, **state: object) -> None:
+        logs = (lines(folder.parent / name) for name in ("metrics.jsonl", "gate.jsonl"))
+        seen[step] = [[entry["step"] for entry in log if "active" in entry or "loss" in entry] for log in logs]
+
+    monkeypatch.setattr(loop, "save_state", spy)
+    adapt(config(tmp_path, validate_every=12), tmp_path / "run", device="cpu")
+    assert seen == {6: [list(range(6)), [0, 4]], 12: [list(range(12)), [0, 4, 8]]}
 
 
 def test_a_signal_saves_the_state_and_ends_with_130(tmp_path: Path) -> None:

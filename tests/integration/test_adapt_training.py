@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from torch import nn
 from cegate_geo.errors import CancelledError, CegateError, CollapseWarning, ConfigError, ParityError
 from cegate_geo.peft import ModuleKey, prune
 from cegate_geo.train import afford, loop, steps
+from cegate_geo.train import job as job_module
+from cegate_geo.train.chips import ChipSampler
 from cegate_geo.train.config import TrainConfig
 from cegate_geo.train.export import export_run
 from cegate_geo.train.job import make_job
@@ -105,6 +108,33 @@ def test_recomputed_activations_train_the_same(tmp_path: Path, monkeypatch: pyte
     assert calls == {"plain": 4, "recomputed": 8}
 
 
+def test_several_readers_cut_chips_at_a_time_and_change_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of steps and those of the gate: a chip that waits for another one to be cut would wait for ever."""
+    settings = config(tmp_path, steps=5)
+    settings = dataclasses.replace(settings, peft=dataclasses.replace(settings.peft, samples=4))
+    adapt(settings, tmp_path / "one", device="cpu")
+    two, cut = threading.Barrier(2, timeout=20), ChipSampler.sample
+    monkeypatch.setattr(job_module, "count_readers", lambda _: 4)
+    monkeypatch.setattr(ChipSampler, "sample", lambda self, rng: (two.wait(), cut(self, rng))[1])
+    adapt(settings, tmp_path / "several", device="cpu")
+    expected = weights(tmp_path / "one")
+    assert all(torch.equal(expected[k], v) for k, v in weights(tmp_path / "several").items())
+    for log in ("gate.jsonl", "metrics.jsonl"):
+        assert lines(tmp_path / "several" / log) == lines(tmp_path / "one" / log)
+
+
+@pytest.mark.parametrize(
+    ("device", "processors", "neighbours", "readers"),
+    [("cpu", 64, 1, 1), ("cuda:1", 64, 1, 8), ("cuda", 4, 1, 4), ("cuda", 4, 2, 2), ("cuda", 4, 8, 1)],
+)
+def test_a_gpu_gets_the_readers_that_its_process_has_processors_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, processors: int, neighbours: int, readers: int
+) -> None:
+    monkeypatch.setattr(job_module.os, "sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(neighbours))
+    assert job_module.count_readers(device) == readers
+
+
 def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = config(tmp_path, steps=40, validate_every=2, save_every=40, patience=3, lr=1e-12, ema=0.0)
     adapt(settings, tmp_path / "run", device="cpu")
@@ -116,6 +146,97 @@ def test_training_stops_when_validation_has_not_become_better(tmp_path: Path, mo
     monkeypatch.setattr(loop, "take_step", lambda *_: pytest.fail("a run that stopped early trains no more"))
     adapt(settings, tmp_path / "run", device="cpu", resume=True)
     assert all(torch.equal(before[k], v) for k, v in weights(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize(
+    ("method", "tokens"),
+    [
+        ("gate", set()),
+        ("rein", {f"blocks.{n}.rein.factors.{part}" for n in range(8) for part in (0, 1)}),
+        ("vpt", {f"blocks.{n}.prompt.tokens" for n in range(8)}),
+        ("full", {"pos_embed", "reg_token"}),
+    ],
+)
+def test_weight_decay_leaves_vectors_tokens_and_positions_alone(tmp_path: Path, method: str, tokens: set[str]) -> None:
+    settings = config(tmp_path, weight_decay=0.1)
+    settings = dataclasses.replace(settings, peft=dataclasses.replace(settings.peft, method=method))
+    job = make_job(settings, tmp_path / "run", ranks=alone("cpu"), provenance=None)
+    groups = {id(p): group["weight_decay"] for group in job.optimizer.param_groups for p in group["params"]}
+    run = job.run
+    assert groups.keys() == {id(p) for p in run.trained_parameters()}
+    named = [*run.toolbox.named_parameters(), *run.segmenter.head.named_parameters()]
+    named += run.segmenter.backbone.named_parameters() if method == "full" else []
+    assert {name for name, p in named if p.ndim > 1 and not groups[id(p)]} == tokens
+    assert {groups[id(p)] for _, p in named if p.ndim < 2} == {0.0}
+    assert {groups[id(p)] for _, p in named} == {0.0, 0.1}
+
+
+def test_the_rate_rises_then_falls_by_the_published_power() -> None:
+    settings = TrainConfig(steps=110, warmup=10 / 110)
+    rates = [steps.learning_rate(step, settings) for step in range(110)]
+    assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert rates[10:] == pytest.approx([(1 - n / 100) ** 0.9 for n in range(100)])
+
+
+def test_a_step_is_adamws_with_the_rate_of_the_step_and_a_clipped_gradient(tmp_path: Path) -> None:
+    """Against torch's own optimiser, fed with the gradient of the loss, cut to the length of 1."""
+    settings = config(tmp_path, weight_decay=0.1, lr=1e-3, head_lr=4e-3, ema=0.5)
+    settings = dataclasses.replace(settings, peft=dataclasses.replace(settings.peft, method="all", budget=1.0))
+    job = make_job(settings, tmp_path / "run", ranks=alone("cpu"), provenance=None)
+    parameters = job.run.trained_parameters()
+    with torch.no_grad():
+        for parameter in job.run.segmenter.head.parameters():
+            parameter *= 3  # so that the gradient is longer than 1
+    images, labels = steps.read_batch(job, 7)
+    twins = [p.detach().clone().requires_grad_() for p in parameters]
+    job.run.segmenter.train()
+    loss = steps.segmentation_loss(job.run.segmenter(images), labels)
+    gradients = torch.autograd.grad(loss, parameters)
+    length = float(torch.stack([g.norm() for g in gradients]).norm())
+    assert length > 1
+    head = {id(p) for p in job.run.segmenter.head.parameters()}
+    groups = [
+        {
+            "params": [twin],
+            "lr": (4e-3 if id(own) in head else 1e-3) * steps.learning_rate(7, settings.train),
+            "weight_decay": 0.1 if own.ndim > 1 else 0.0,
+        }
+        for own, twin in zip(parameters, twins, strict=True)
+    ]
+    for twin, gradient in zip(twins, gradients, strict=True):
+        twin.grad = gradient / length
+    torch.optim.AdamW(groups, betas=(0.9, 0.999)).step()
+    averages = [t.clone() for t in job.ema.shadow]
+    steps.take_step(job, 7, (images, labels))
+    for own, twin in zip(parameters, twins, strict=True):
+        torch.testing.assert_close(own, twin, rtol=1e-4, atol=2e-6)
+    decay = min(0.5, (1 + 7) / (10 + 7))
+    for average, old, tensor in zip(job.ema.shadow, averages, job.ema.tensors, strict=True):
+        torch.testing.assert_close(average, decay * old + (1 - decay) * tensor)
+
+
+def test_in_bf16_a_run_chooses_trains_and_resumes_to_the_bit(tmp_path: Path) -> None:
+    """Weights, averages and scores stay in float32; what is not chosen stays where it was, weight decay or not."""
+    settings = config(tmp_path, precision="bf16", accumulate=2, weight_decay=0.1, steps=8)
+    adapt(settings, tmp_path / "whole", device="cpu")
+    adapt(config(tmp_path, accumulate=2, weight_decay=0.1, steps=8), tmp_path / "single", device="cpu")
+    calls = iter([False] * 5 + [True])
+    with pytest.raises(CancelledError, match="6 steps"):
+        adapt(settings, tmp_path / "parts", device="cpu", cancelled=lambda: next(calls))
+    adapt(settings, tmp_path / "parts", device="cpu", resume=True)
+    whole, parts, single = (weights(tmp_path / name) for name in ("whole", "parts", "single"))
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    assert {v.dtype for v in whole.values()} <= {torch.float32, torch.int64}
+    assert any(not torch.equal(whole[k], single[k]) for k in whole)
+    losses = [[e["loss"] for e in lines(tmp_path / n / "metrics.jsonl") if "loss" in e] for n in ("whole", "single")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
+    kept = set(json.loads((tmp_path / "whole" / "result.json").read_text(encoding="utf-8"))["modules_kept"])
+    ups = {k: v for k, v in whole.items() if k.startswith("module.") and k.endswith("up.weight")}
+    ups = {k: v for k, v in ups.items() if ".low." not in k}  # a grid of 4 x 4 tokens has no low frequencies
+    assert {k for k, v in ups.items() if not v.any()} == {
+        k for k in ups if not any(k.startswith(f"module.{name}.") for name in kept)
+    }
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pyproj import CRS, Geod, Transformer
 from rasterio.features import rasterize
-from rasterio.warp import transform_geom
+from rasterio.warp import Resampling, reproject, transform_bounds, transform_geom
 from train_files import LEGEND, TRANSFORM, noise, pixel_box, write_polygons, write_raster
 
 from cegate_geo.domain.grid import RasterGrid
@@ -337,22 +337,56 @@ def test_a_name_that_stands_for_nothing_is_refused_with_what_there_is(tmp_path: 
         opened(raster, Path(f"{labels}|nothing"))
 
 
-def test_class_rasters_on_another_grid_are_refused_with_both(tmp_path: Path, raster: Path) -> None:
-    zeros = np.zeros(SHAPE, np.uint8)
-    wide = write_raster(tmp_path / "wide.tif", np.zeros((90, 123), np.uint8))
+def test_class_rasters_of_other_sizes_without_a_place_are_refused(tmp_path: Path, raster: Path) -> None:
+    wide = write_raster(tmp_path / "wide.png", np.zeros((90, 123), np.uint8), crs=None, transform=Affine.identity())
     with pytest.raises(LabelError, match=r"123 x 90 pixels, its raster 120 x 90"):
         opened(raster, wide)
-    moved = write_raster(tmp_path / "moved.tif", zeros, transform=TRANSFORM @ Affine.translation(1, 0))
-    with pytest.raises(LabelError, match=r"1\.00 columns"):
-        opened(raster, moved)
-    coarse = write_raster(tmp_path / "coarse.tif", zeros, transform=TRANSFORM @ Affine.scale(1.001))
-    with pytest.raises(LabelError, match="columns"):
-        opened(raster, coarse)
-    other = write_raster(tmp_path / "other.tif", zeros, crs="EPSG:32646")
-    with pytest.raises(LabelError, match="EPSG:32646, EPSG:32645"):
-        opened(raster, other)
-    unplaced = write_raster(tmp_path / "unplaced.tif", zeros, crs=None, transform=Affine.identity())
-    assert opened(raster, unplaced).class_counts.tolist() == [zeros.size, 0, 0]
+    unplaced = write_raster(tmp_path / "unplaced.tif", np.zeros(SHAPE, np.uint8), crs=None, transform=Affine.identity())
+    assert opened(raster, unplaced).class_counts.tolist() == [SHAPE[0] * SHAPE[1], 0, 0]
+    elsewhere = write_raster(
+        tmp_path / "elsewhere.tif", np.zeros(SHAPE, np.uint8), transform=TRANSFORM @ Affine.translation(500, 0)
+    )
+    with pytest.raises(LabelError, match="no labelled pixel"):
+        opened(raster, elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "shape"),
+    [
+        ("EPSG:32645", TRANSFORM @ Affine.translation(3.2, -7.4), (90, 120)),
+        ("EPSG:32645", TRANSFORM @ Affine.scale(4.1), (20, 33)),
+        ("EPSG:32645", TRANSFORM @ Affine.rotation(30) @ Affine.scale(0.7), (150, 150)),
+        ("EPSG:4326", None, (75, 160)),
+        ("EPSG:3857", None, (100, 100)),
+    ],
+    ids=["moved", "coarser", "rotated", "degrees", "mercator"],
+)
+@pytest.mark.parametrize("kind", ["ids", "rgb"])
+def test_class_rasters_on_another_grid_are_brought_onto_the_rasters(
+    tmp_path: Path, raster: Path, crs: str, transform: Affine | None, shape: tuple[int, int], kind: str
+) -> None:
+    """As GDAL's warper does it with nearest neighbours; nothing is labelled where the class raster ends."""
+    if transform is None:
+        (left, top), (right, bottom) = TRANSFORM @ (0, 0), TRANSFORM @ (SHAPE[1], SHAPE[0])
+        left, bottom, right, top = transform_bounds("EPSG:32645", crs, left, bottom, right, top)
+        size = Affine.scale((right - left) / shape[1], (bottom - top) / shape[0])
+        transform = Affine.translation(left, top) @ size @ Affine.translation(9, 4)
+    index = np.random.default_rng(0).integers(0, 3, shape)
+    ids, colors = np.array([0, 1, 7], np.uint8), np.array([(9, 9, 9), (0x3C, 0x10, 0x98), (0xFE, 0xDD, 0x3A)], np.uint8)
+    values = ids[index] if kind == "ids" else np.moveaxis(colors[index], 2, 0)
+    labels = write_raster(tmp_path / "labels.tif", values, crs=crs, transform=transform)
+    remap = {} if kind == "ids" else {"#090909": "other", "#3c1098": "building", "#fedd3a": "road"}
+    expected = np.full(SHAPE, IGNORE_INDEX, np.uint8)
+    reproject(
+        index.astype(np.uint8), expected, src_transform=transform, src_crs=crs, dst_transform=TRANSFORM,
+        dst_crs="EPSG:32645", resampling=Resampling.nearest, dst_nodata=IGNORE_INDEX, tolerance=0,
+    )  # fmt: skip
+    scene = opened(raster, labels, remap=remap)
+    burnt = scene.labels(WHOLE)
+    assert (burnt == IGNORE_INDEX).any()
+    assert (burnt != expected).mean() < 0.002  # centres on the border of two pixels
+    part = Window(col_off=37, row_off=11, width=50, height=70)
+    assert np.array_equal(scene.labels(part), burnt[11:81, 37:87])
 
 
 def test_labels_that_can_not_be_meant_are_refused(tmp_path: Path, raster: Path) -> None:

@@ -309,7 +309,12 @@ def test_in_bf16_the_places_to_sample_at_stay_in_float32() -> None:
 
 def test_embeddings_are_not_decayed() -> None:
     built = head()
-    run = SimpleNamespace(segmenter=SimpleNamespace(head=built), trained_parameters=lambda: list(built.parameters()))
+    vit = timm.create_model("test_vit2.r160_in1k", num_classes=0)
+    run = SimpleNamespace(
+        segmenter=SimpleNamespace(head=built, backbone=vit),
+        toolbox=SimpleNamespace(modules={}),
+        trained_parameters=lambda: list(built.parameters()),
+    )
     decayed = {id(p) for g in _optimizer(run, TrainConfig()).param_groups if g["weight_decay"] for p in g["params"]}  # type: ignore[arg-type]
     names = {n for n, p in built.named_parameters() if p.ndim > 1 and id(p) not in decayed}
     assert names == {

@@ -209,6 +209,10 @@ def test_shares_of_the_time_and_what_pruning_and_export_brought_are_told(tmp_pat
         "bytes": 9_870_000, "precision": "fp16", "parameters": 4_321_000,
         "modules_kept": ["a", "b"], "modules_total": 12,
         "seconds_per_tile": {"trained": 0.25, "eager": 0.2, "onnx": 0.125},
+        "curve": [
+            {"kept": ["a", "b"], "parameters": 70_000, "bytes": 280_000, "seconds": 0.2, "miou": 0.815},
+            {"kept": ["a"], "parameters": 30_123, "bytes": 120_492, "seconds": 0.16, "miou": 0.81},
+        ],
     }  # fmt: skip
     text = Page(write_report(folder, exported).read_text(encoding="utf-8")).text
     told = ("waiting for chips 2.1 s, 5.0 %", "chips included 4.2 s, 10.0 %", "9.87 MB, weights in fp16")
@@ -218,9 +222,39 @@ def test_shares_of_the_time_and_what_pruning_and_export_brought_are_told(tmp_pat
         "2 of 12 modules kept",
         "as trained, in torch 250 ms",
         "onnxruntime 125 ms",
+        "2 81.5 70,000 200 ms 1 81.0 30,123 160 ms",
     ):
         assert part in text, part
     assert "As it was exported" not in Page(write_report(folder).read_text(encoding="utf-8")).text
+
+
+def test_a_collapse_is_told_on_top(tmp_path: Path) -> None:
+    folder = full(tmp_path / "run")
+    assert "one class on all" not in Page(write_report(folder).read_text(encoding="utf-8")).text
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    (folder / "result.json").write_text(json.dumps({**result, "collapsed": [40, 80]}), encoding="utf-8")
+    assert "After 40, 80 steps the model said one class" in Page(write_report(folder).read_text(encoding="utf-8")).text
+
+
+def test_every_setting_is_on_the_page(tmp_path: Path) -> None:
+    """Of each table, and of each entry of each list of tables."""
+    folder = minimal(tmp_path / "run")
+    table = to_table(config())
+    lists = [name for name, value in table.items() if isinstance(value, list)]
+    assert set(lists) == {"source", "validation", "target", "style"}
+    for name in lists:
+        labels = {"labels": f"{name}.gpkg"} if name in ("source", "validation") else {}
+        table[name] = [{"images": f"{name}.tif", "weight": 0.123, **labels}]
+    table["self_training"] = {"teacher": "teacher.onnx"}
+    whole = to_table(build(AdaptConfig, table))
+    (folder / "config.json").write_text(json.dumps(whole), encoding="utf-8")
+    text = Page(write_report(folder).read_text(encoding="utf-8")).text
+    for section, value in whole.items():
+        for given in value if isinstance(value, list) else [value]:
+            for name, setting in given.items() if isinstance(given, dict) else [(section, given)]:
+                if setting not in ("", None, [], {}) and not isinstance(setting, dict | list):
+                    shown = json.dumps(setting) if isinstance(setting, bool) else str(setting)
+                    assert f"{name} {shown}" in text, (section, name)
 
 
 def test_pictures_are_cut_into_imagery_truth_prediction(tmp_path: Path) -> None:
