@@ -26,6 +26,9 @@ from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build, read_toml, to_table
 from cegate_geo.train.job import read_areas
 from cegate_geo.train.raster_input import InputConfig, RasterInput, band_names, rgb_channels
+from cegate_geo.train.run import new_run
+from cegate_geo.train.run_contract import sample_tiles
+from cegate_geo.train.run_files import write_tensors
 from cegate_geo.train.scenes import LabelledScene
 from cegate_geo.train.settle_input import settle_input
 from cegate_geo.train.splits import whole
@@ -190,6 +193,29 @@ def test_shifts_are_none_at_strength_0_and_follow_each_bands_own_size() -> None:
     assert (np.abs(moved) < 0.5).all()
     assert (moved.std(0) > 0.05).all()
     assert np.corrcoef(moved.T)[0, 1] > 0.6  # what is common to the bands is the larger part
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "limits"),
+    [("uint8", 255, (0, 255)), ("uint16", 1000, (0, 65535)), ("int16", 100, (-32768, 32767)), ("float32", 1, None)],
+)
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_exports_are_compared_on_values_that_a_raster_can_hold(
+    tmp_path: Path, dtype: Any, scale: float, limits: tuple[int, int] | None, *, is_kept: bool
+) -> None:
+    table = adaptation(tmp_path, values("uint8", 4) // 8, bands=[1, 2, 3, 4])
+    model = {"backbone": "test_vit.r160_in1k", "weights": "random", "head": "linear", "tile_size": 32}
+    taken = RasterInput(bands=NAMES[:4], dtype=dtype, scale=scale, mean=(0.2,) * 4, std=(500.0,) * 4, rgb=())
+    run = new_run(tmp_path, build(AdaptConfig, {**table, "model": model}), taken)
+    if is_kept:  # of a validation raster of another type, in units of its own scale
+        (tmp_path / "pictures").mkdir()
+        write_tensors({"tiles": 1e4 * torch.randn(2, 4, 32, 32)}, tmp_path / "pictures" / "tiles.safetensors")
+    found = sample_tiles(run) * scale
+    assert found.shape == (2 if is_kept else 4, 4, 32, 32)
+    if limits is None:
+        assert found.min() < -1000
+    else:
+        assert limits[0] - 0.01 <= found.min() < found.max() <= limits[1] + 0.01
 
 
 def test_pictures_show_red_green_and_blue_stretched() -> None:
