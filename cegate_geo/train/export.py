@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from cegate_geo.train.quantise import Labelled, quantise_proved
 from cegate_geo.train.rounding import ROUNDED, proved_rounding, round_weights
 from cegate_geo.train.run import load_run
 from cegate_geo.train.run_contract import run_manifest, sample_tiles
+from cegate_geo.train.run_files import write_bytes
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.shrink import Point, shrink_run
 
@@ -175,6 +175,7 @@ def export_run(
             another `keep` a difference is expected where more modules were trained: the report tells it.
     """
     _check_choices(profile, precision, keep)
+    _check_place(output)
     run = load_run(folder)
     is_bypassing = run.config.peft.inactive == "bypass"
     if is_bypassing:
@@ -192,7 +193,7 @@ def export_run(
     prune(run.toolbox, kept)
     merge(run.toolbox)
     curve: tuple[Point, ...] = ()
-    if isinstance(keep, float) or keep == "auto":
+    if isinstance(keep, int | float) or keep == "auto":
         worth, curve = afford_run(run, sample) if keep == "auto" else shrink_run(run, keep, sample)
         prune(run.toolbox, worth)
         kept = frozenset(key for key in kept if key.kind == "spatial") | worth
@@ -247,12 +248,19 @@ def _proved(parity: Parity, what: str) -> Parity:
 
 def _check_choices(profile: str, precision: str, keep: object) -> None:
     wrong = {"profile": (profile, get_args(Profile)), "precision": (precision, get_args(Precision))}
-    is_share = isinstance(keep, float) and 0 <= keep < 1
+    is_share = isinstance(keep, int | float) and not isinstance(keep, bool) and 0 <= keep < 1
     shown = "active" if keep is None or is_share else str(keep)
     wrong["keep"] = (shown, ("auto", "all", "active", "a loss of mean IoU from 0 to 1"))
     for name, (value, choices) in wrong.items():
         if value not in choices:
             raise InputError(f"{name} = {value} is no choice.", hint=f"Use one of {', '.join(choices)}.")
+
+
+def _check_place(path: Path) -> None:
+    """Refuse at once what could not be written after minutes of measuring."""
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InputError(f"{path} can't be written: {reason}.", hint="Choose another place.")
 
 
 def _check_sample(sample: torch.Tensor, manifest: Manifest) -> None:
@@ -304,14 +312,7 @@ def _serialise(model: onnx.ModelProto) -> bytes:
 
 
 def _write(content: bytes, path: Path) -> None:
-    """Under a temporary name in the same folder, synced, renamed."""
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_bytes(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"{path} can't be written: {error.strerror}.", hint="Choose another place.") from error
