@@ -46,14 +46,15 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         require_scale(self.scale)
-        if len(set(self.bands)) < len(self.bands):
+        if _distinct(self.bands) < len(self.bands):
             raise ConfigError(f"input.bands = {list(self.bands)} has a name twice.", hint="Name each band apart.")
-        if len(self.rgb) not in (0, 3):
+        if self.rgb and not len(self.rgb) == _distinct(self.rgb) == len(RGB):
             raise ConfigError(f"input.rgb = {list(self.rgb)} are not three bands.", hint="Name red, green and blue.")
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+        is_finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != len(self.std) or not is_finite or not all(value > 0 for value in self.std):
             raise ConfigError(
                 f"input.mean = {list(self.mean)} and input.std = {list(self.std)} don't go together.",
-                hint="Give both, or none, with a std above 0 for each band.",
+                hint="Give both, or none, as finite numbers, with a std above 0 for each band.",
             )
 
 
@@ -108,6 +109,11 @@ class RasterInput:
             std=tuple(table["std"]),
             rgb=tuple(table["rgb"]),
         )
+
+
+def _distinct(names: Iterable[str]) -> int:
+    """How many there are; bands are found by their names whatever the case."""
+    return len({name.lower() for name in names})
 
 
 def require_scale(scale: float | None) -> None:

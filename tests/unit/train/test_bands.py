@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from cegate_geo.train.run import new_run
 from cegate_geo.train.run_contract import sample_tiles
 from cegate_geo.train.run_files import write_tensors
 from cegate_geo.train.scenes import LabelledScene
-from cegate_geo.train.settle_input import settle_input
+from cegate_geo.train.settle_input import read_as, settle_input
 from cegate_geo.train.splits import whole
 from cegate_geo.train.validation import to_pictures
 
@@ -152,6 +153,17 @@ def test_bands_that_are_missing_or_too_many_are_named(tmp_path: Path) -> None:
         build(AdaptConfig, {**table, "validation": [{**table["source"][0], "bands": [1, 2]}]})
 
 
+@pytest.mark.parametrize("part", ["source", "validation", "style"])
+def test_a_first_source_without_bands_has_three(tmp_path: Path, part: str) -> None:
+    table = adaptation(tmp_path, values("uint8", 4) // 8)
+    four = {"images": "x.tif", "bands": [1, 2, 3, 4], **({} if part == "style" else {"labels": "y.tif"})}
+    more = {part: [*table.get(part, []), four]}
+    with pytest.raises(ConfigError, match=rf"\[{part}\] has 4 bands.*\[source\] 3, \[1, 2, 3\]"):
+        build(AdaptConfig, {**table, **more})
+    named = build(AdaptConfig, {**table, **more, "input": {"bands": ["red", "green", "blue", "nir"]}})
+    assert read_as(named, named.source[0]).bands == ("red", "green", "blue", "nir")
+
+
 def test_sources_without_bands_take_those_of_the_first(tmp_path: Path) -> None:
     first = adaptation(tmp_path, values("uint16"), bands=["B8", "B4"])
     second = adaptation(tmp_path, values("uint16"), name="second")
@@ -180,6 +192,21 @@ def test_unnamed_bands_are_found_again_by_their_numbers(tmp_path: Path) -> None:
     raster = write_raster(tmp_path / "plain.tif", values("uint16"))
     with rasterio.open(raster) as dataset, pytest.warns(BandWarning, match="4 = band_4, 2 = band_2"):
         assert select_bands(dataset, ("band_4", "band_2")) == (4, 2)
+
+
+def test_bands_that_have_names_are_found_beside_those_that_have_none(tmp_path: Path) -> None:
+    raster = write_raster(tmp_path / "half.tif", values("uint16", 4))
+    with rasterio.open(raster, "r+") as target:
+        target.descriptions = ("blue", "green", "red", None)
+    chosen = ("red", "green", "blue", 4)
+    with rasterio.open(raster) as dataset:
+        trained = select_bands(dataset, chosen, given=[str(band) for band in chosen])
+        described = [dataset.descriptions[band - 1] for band in trained]
+        names = band_names(InputConfig(), chosen, described)
+        with pytest.warns(BandWarning, match=r"not name all of its bands; 4 = band_4 is assumed"):
+            assert select_bands(dataset, names) == trained == (3, 2, 1, 4)
+        with pytest.warns(BandWarning, match="not name its bands; 1 = band_1, 2 = blue"):  # both were the first
+            assert select_bands(dataset, ("band_1", "blue")) == (1, 2)
 
 
 def test_shifts_are_none_at_strength_0_and_follow_each_bands_own_size() -> None:
@@ -302,11 +329,16 @@ def test_the_configuration_survives_its_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stated", [{"scale": 0}, {"rgb": ["a"]}, {"bands": ["a", "a"]}, {"mean": [1.0]}, {"mean": [1.0], "std": [0.0]}]
-)
+    "stated",
+    [
+        {"scale": 0}, {"rgb": ["a"]}, {"rgb": ["a", "b", "A"]}, {"bands": ["a", "a"]}, {"bands": ["a", "A"]},
+        {"mean": [1.0]}, {"mean": [1.0], "std": [0.0]}, {"mean": [nan], "std": [1.0]}, {"mean": [1.0], "std": [inf]},
+    ],
+)  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path, stated: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        build(AdaptConfig, {**adaptation(tmp_path, values("uint16"), bands=[1]), "input": stated})
+    bands = stated.get("bands", [1])
+    with pytest.raises(ConfigError, match=r"scale = 0|input\.(bands|rgb|mean)"):
+        build(AdaptConfig, {**adaptation(tmp_path, values("uint16"), bands=bands), "input": stated})
 
 
 def test_the_example_is_a_configuration() -> None:
