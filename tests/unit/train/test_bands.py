@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from math import inf, nan
 from pathlib import Path
@@ -302,6 +303,32 @@ def test_three_bands_of_any_kind_leave_the_patch_embedding_alone_and_folding_cha
     fold_bands(vit)
     assert type(vit.patch_embed.proj) is nn.Conv2d
     assert torch.equal(vit.patch_embed.proj(images), before)
+
+
+def test_red_green_and_blue_in_another_order_keep_their_weights_too() -> None:
+    torch.manual_seed(0)
+    vit = Patches()
+    original = copy.deepcopy(vit.patch_embed.proj)
+    take_bands(vit, channels=3, rgb=(2, 1, 0))
+    assert type(vit.patch_embed.proj) is nn.Conv2d
+    image = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(vit.patch_embed.proj(image[:, [2, 1, 0]]), original(image))
+
+
+def test_a_model_of_blue_green_and_red_computes_what_one_of_red_green_and_blue_computes(tmp_path: Path) -> None:
+    table = adaptation(tmp_path, values("uint8", 3) // 8)
+    settings = build(AdaptConfig, {**table, "model": {"weights": "shipped", "backbone": "vit_tiny_patch16_224"}})
+    found = []
+    for rgb in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        torch.manual_seed(0)
+        taken = RasterInput(bands=tuple("abc"), rgb=rgb)
+        run = new_run(tmp_path, settings, taken)
+        image = torch.zeros(1, 3, 64, 64)
+        image[:, list(rgb)] = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            found.append(run.segmenter.eval()(image))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[2], found[0], atol=1e-4, rtol=1e-4)
 
 
 def test_deepness_which_divides_by_255_is_told_what_is_missing() -> None:
