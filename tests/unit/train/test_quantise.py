@@ -118,9 +118,7 @@ def test_without_tiles_there_is_no_int8(graph: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 47, 200])
-def test_calibration_tiles_are_spread_over_all_that_was_trained_on(
-    monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
+def test_calibration_tiles_are_spread_over_all_that_was_trained_on(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     def give(area: str, number: int) -> tuple[np.ndarray, np.ndarray]:
         assert area == "trained"
         return np.full((3, 2, 2), number, np.float32), np.zeros((2, 2), np.int64)
