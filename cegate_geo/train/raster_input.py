@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from cegate_geo.errors import ConfigError
+from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.infer.bands import NUMBERED
 
 Band = int | str
@@ -94,6 +95,23 @@ class RasterInput:
             "std": list(self.std),
             "rgb": list(self.rgb),
         }
+
+    def require_same(self, before: Mapping[str, Any]) -> None:
+        """Refuse to go on with another input than what `to_json` gave before, up to the rounding of sums.
+
+        Raises:
+            InputError: What differs, with both values.
+        """
+        for name, now in self.to_json().items():
+            then = before[name]
+            is_same = now == then
+            if name in ("mean", "std"):
+                is_same = len(now) == len(then) and all(map(partial(math.isclose, rel_tol=1e-6), now, then))
+            if not is_same:
+                raise InputError(
+                    f"The rasters have changed since the run was stopped: input.{name} was {then}, and is {now}.",
+                    hint="Bring back those that it began with, or start in a new folder.",
+                )
 
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> RasterInput:

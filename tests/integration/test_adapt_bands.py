@@ -227,6 +227,18 @@ def test_one_band_of_floats_is_resumed_bit_by_bit_and_predicted(tmp_path: Path, 
         assert (mask.read(1)[200:, 200:] == mask.nodata).all()
 
 
+def test_a_run_is_not_resumed_on_rasters_of_other_values(tmp_path: Path, weights: Path) -> None:
+    raster, labels = write_bands(tmp_path, "uint16", bands=1)
+    settings = build(AdaptConfig, config(raster, labels, weights, source={"bands": [1]}))
+    with pytest.raises(CancelledError):
+        adapt(settings, tmp_path / "run", device="cpu", cancelled=lambda: True)
+    with rasterio.open(raster, "r+") as target:
+        values = target.read()
+        target.write(np.where(values > 0, 2 * values, 0).astype(values.dtype))
+    with pytest.raises(InputError, match=r"rasters have changed.*input.mean was \[0.01.*and is \[0.0[23]"):
+        adapt(settings, tmp_path / "run", device="cpu", resume=True)
+
+
 def test_four_bands_of_eight_bits_are_exported_without_held_out_tiles(tmp_path: Path, weights: Path) -> None:
     raster, labels = write_bands(tmp_path, "uint8", bands=4)
     table = config(raster, labels, weights, source={"bands": [1, 2, 3, 4]}, train={"steps": 1, "validation": 0})
