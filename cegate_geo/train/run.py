@@ -121,7 +121,7 @@ def new_run(folder: Path, config: AdaptConfig, taken: RasterInput | None = None)
     if taken.mean:
         spec = replace(spec, mean=taken.mean, std=taken.std)
     elif taken.rgb:
-        spec = replace(spec, **{name: tuple(in_order(getattr(spec, name), taken.rgb)) for name in ("mean", "std")})
+        spec = replace(spec, mean=tuple(in_order(spec.mean, taken.rgb)), std=tuple(in_order(spec.std, taken.rgb)))
     toolbox = build_toolbox(backbone, "frozen" if is_full else config.peft.method, _toolbox_config(config))
     if is_rein and Path(path).suffix in PICKLED:
         _start_from_crossearth(toolbox, Path(path))
