@@ -44,16 +44,23 @@ def select_bands(dataset: Any, wanted: Sequence[str], *, given: Sequence[str] = 
             f"The scene has {len(usable)} data band(s), the model needs {len(wanted)}: {', '.join(wanted)}.",
             hint=f"Say which to use, for example --bands {','.join(str(usable[0] if usable else 1) for _ in wanted)}.",
         )
-    numbered = [int(name.removeprefix(NUMBERED)) for name in wanted if name.removeprefix(NUMBERED).isdecimal()]
-    fits = len(numbered) == len(wanted) and set(numbered) <= set(usable)
-    chosen = tuple(numbered if fits else usable[: len(wanted)])
+    chosen = [band or _numbered(name) for band, name in zip(found, wanted, strict=True)]
+    if len(set(chosen)) < len(chosen) or not set(chosen) <= set(usable):
+        found, chosen = [0] * len(wanted), usable[: len(wanted)]
+    assumed = (f"{b} = {n}" for b, n, own in zip(chosen, wanted, found, strict=True) if not own)
     warnings.warn(
-        f"The scene does not name its bands; {', '.join(f'{b} = {n}' for b, n in zip(chosen, wanted, strict=True))} "
-        "is assumed. Use --bands to choose others.",
+        f"The scene does not name {'all of ' if any(found) else ''}its bands; {', '.join(assumed)} is assumed. "
+        "Use --bands to choose others.",
         BandWarning,
         stacklevel=2,
     )
-    return chosen
+    return tuple(chosen)
+
+
+def _numbered(name: str) -> int:
+    """The number in the name of a band that had none where a model learned; 0 for any other name."""
+    number = name.removeprefix(NUMBERED)
+    return int(number) if number.isdecimal() else 0
 
 
 def alpha_bands(dataset: Any) -> tuple[int, ...]:

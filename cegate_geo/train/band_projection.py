@@ -1,17 +1,17 @@
 """The patch embedding of a backbone that learned from three bands, for any others.
 
-Red, green and blue keep the weights that they were learned with, bit by bit and frozen. Each other band starts from the
-mean of the three, shared out among these bands, so that light that is the same in all of them excites a patch by at
-most a third more than the backbone is used to. Where none is known to be red, green or blue, all start from the
-backbone's weights as timm adapts them (`timm.models._manipulate.adapt_input_conv`: their sum for one band, repeated
-and scaled by 3 / C for more). Bands that the backbone has never seen are trained: frozen, a mean says nothing of what
-is different in them.
+Red, green and blue keep the weights that they were learned with, bit by bit and frozen, in whatever order they come.
+Each other band starts from the mean of the three, shared out among these bands, so that light that is the same in all
+of them excites a patch by at most a third more than the backbone is used to. Where none is known to be red, green or
+blue, all start from the backbone's weights as timm adapts them (`timm.models._manipulate.adapt_input_conv`: their sum
+for one band, repeated and scaled by 3 / C for more). Bands that the backbone has never seen are trained: frozen, a mean
+says nothing of what is different in them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from timm.models._manipulate import adapt_input_conv
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from cegate_geo.errors import ModelError
 
 RGB = 3
+T = TypeVar("T")
 
 
 class BandProjection(nn.Module):
@@ -69,7 +70,9 @@ class BandProjection(nn.Module):
 
 
 def take_bands(vit: nn.Module, *, channels: int, rgb: Sequence[int] = ()) -> None:
-    """Let a timm ViT of three bands take others, in place; three bands of any kind take its weights as they are.
+    """Let a timm ViT of three bands take others, in place.
+
+    Three bands take its weights, in their own order where they are red, green and blue, as they are where they are not.
 
     Args:
         vit: Pre-trained on three bands.
@@ -84,8 +87,16 @@ def take_bands(vit: nn.Module, *, channels: int, rgb: Sequence[int] = ()) -> Non
     if not isinstance(convolution, nn.Conv2d) or convolution.in_channels != RGB:
         found = getattr(convolution, "in_channels", type(convolution).__name__)
         raise ModelError(f"The backbone takes {found} bands, not three.", hint="Use one that was trained on RGB.")
+    if channels == RGB == len(rgb):
+        with torch.no_grad():
+            convolution.weight.copy_(convolution.weight[:, in_order(range(RGB), rgb)])
     if channels != RGB:
         patches.proj = BandProjection(convolution, channels=channels, rgb=rgb)  # type: ignore[union-attr]
+
+
+def in_order(values: Sequence[T], rgb: Sequence[int]) -> list[T]:
+    """Values for red, green and blue in the order of three channels that are these."""
+    return [values[rgb.index(channel)] for channel in range(RGB)]
 
 
 def projection_of(vit: nn.Module) -> BandProjection | None:

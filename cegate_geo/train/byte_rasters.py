@@ -74,7 +74,7 @@ class Uint8Raster:
 
 @contextlib.contextmanager
 def open_uint8(path: Path, bands: Sequence[Band] = ()) -> Iterator[Uint8Raster]:
-    """Open a raster to look at its pixels only: whatever its place, as long as it holds bytes.
+    """Open a raster to look at its pixels only: whatever its place, as long as the bands hold bytes.
 
     Args:
         path: The raster.
@@ -86,14 +86,27 @@ def open_uint8(path: Path, bands: Sequence[Band] = ()) -> Iterator[Uint8Raster]:
     """
     try:
         with _quiet(), rasterio.open(path) as dataset:
-            wanted = bands or RGB_BANDS
-            numbers = [band for band in wanted if isinstance(band, int)]
-            if max(numbers, default=1) > dataset.count or dataset.dtypes[0] != "uint8":
-                raise RasterError(
-                    f"{path} has {dataset.count} bands of {dataset.dtypes[0]}; bands {wanted} of uint8 are needed.",
-                    hint="Choose other bands, or scale it to 8 bits first (gdal_translate -ot Byte -scale).",
-                )
-            given = [str(band) for band in wanted]
-            yield Uint8Raster(dataset, select_bands(dataset, given, given=given))
+            yield Uint8Raster(dataset, _byte_bands(dataset, path, bands or RGB_BANDS))
     except rasterio.errors.RasterioIOError as error:
         raise RasterError(f"{path} can't be read: {error}.", hint="Check that it is a raster.") from error
+
+
+def _byte_bands(dataset: Any, path: Path, wanted: Sequence[Band]) -> tuple[int, ...]:
+    if dataset.count < max((band for band in wanted if isinstance(band, int)), default=1):
+        inside = ", ".join(dataset.subdatasets[:3])
+        raise RasterError(
+            f"{path} has {dataset.count} bands; bands {list(wanted)} are needed.",
+            hint=f"Name one of its subdatasets: {inside}." if inside else "Choose other bands.",
+        )
+    given = [str(band) for band in wanted]
+    try:
+        numbers = select_bands(dataset, given, given=given)
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", hint=error.hint) from error
+    others = sorted({dataset.dtypes[number - 1] for number in numbers} - {"uint8"})
+    if others:
+        raise RasterError(
+            f"{path} holds {', '.join(others)} in the bands {list(wanted)}; uint8 is needed.",
+            hint="Choose other bands, or scale it to 8 bits first (gdal_translate -ot Byte -scale).",
+        )
+    return numbers

@@ -9,7 +9,7 @@ from typing import Literal
 from cegate_geo.domain.legend import Legend
 from cegate_geo.errors import ConfigError
 from cegate_geo.train.byte_rasters import UnlabelledSource
-from cegate_geo.train.raster_input import Band, InputConfig, require_same_count, require_scale
+from cegate_geo.train.raster_input import RGB_BANDS, Band, InputConfig, require_same_count, require_scale
 
 Method = Literal[
     "gate",
@@ -349,7 +349,9 @@ class AdaptConfig:
                 "There is a [[target]], but no self_training.teacher.",
                 hint="Adapt without targets first, and name that run's folder as the teacher; or name an ONNX file.",
             )
-        chosen = [("source", s.bands) for s in self.source] + [("validation", s.bands) for s in self.validation]
+        first = self.source[0].bands or self.input.bands or RGB_BANDS
+        chosen = [("source", bands) for bands in (first, *(s.bands for s in self.source[1:]))]
+        chosen += [("validation", s.bands) for s in self.validation]
         chosen += [("target", t.bands) for t in self.target] + [("style", s.bands) for s in self.style]
         require_same_count([("input", self.input.bands), *chosen])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +26,9 @@ from cegate_geo.train.native import check_native, make_native, raster_values, un
 from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
 from cegate_geo.train.quantise import Labelled, quantise_proved
 from cegate_geo.train.rounding import ROUNDED, proved_rounding, round_weights
-from cegate_geo.train.run import load_run
+from cegate_geo.train.run import Run, load_run
 from cegate_geo.train.run_contract import run_manifest, sample_tiles
+from cegate_geo.train.run_files import write_bytes
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.shrink import Point, shrink_run
 
@@ -113,39 +113,28 @@ def export_model(
     if profile == "native":
         check_native(manifest)
         tiles = unit_values(raster_values(tiles, manifest), manifest)
-    model, expected, rounding, seconds = _prepare(segmenter, manifest, precision, tiles)
-    graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size, channels=model.channels)
-    if precision in ROUNDED:
-        onnx_graph.store_rounded(graph, ROUNDED[precision])
-    computed, onnx_seconds = run_onnx(_serialise(graph), tiles)
-    parity = _proved(Parity.of(expected, computed), "The exported graph differs from the model")
-    parameters = onnx_graph.count_weights(graph)
-    miou: dict[str, float] = {}
+    made, computed = _portable_graph(segmenter, manifest, precision, tiles)
     if precision == "int8":
-        graph, rounding, miou, onnx_seconds = quantise_proved(graph, computed, tiles, source, manifest.legend)
-        computed = run_onnx(_serialise(graph), tiles)[0] if profile == "native" else computed
+        made = _in_8_bits(made, computed, tiles, source, manifest)
     if profile == "native":
-        graph = make_native(graph, manifest)
-        same, onnx_seconds = run_onnx(_serialise(graph), raster_values(tiles, manifest))
-        _proved(Parity.of(computed, same), "The graph of the native profile differs from that of the portable one")
+        computed = run_onnx(_serialise(made.graph), tiles)[0] if precision == "int8" else computed
+        made = _in_native_form(made, computed, tiles, manifest)
         manifest = dataclasses.replace(manifest, scaling="none")
-    figures = parity.to_json() | {f"miou_{k}": v for k, v in miou.items()}
-    figures |= {f"rounding_{k}": v for k, v in rounding.to_json().items()} if rounding else {}
-    filled = dataclasses.replace(manifest, parameters=parameters, parity=figures)
-    onnx.helper.set_model_props(graph, filled.to_metadata())
-    content = _serialise(graph)
+    filled = dataclasses.replace(manifest, parameters=made.parameters, parity=made.figures())
+    onnx.helper.set_model_props(made.graph, filled.to_metadata())
+    content = _serialise(made.graph)
     _write(content, path)
     return ExportReport(
         path=path,
         bytes=len(content),
         precision=precision,
-        parameters=parameters,
+        parameters=made.parameters,
         modules_kept=manifest.modules_kept,
         modules_total=manifest.modules_total,
-        parity=parity.to_json(),
-        rounding=rounding.to_json() if rounding else None,
-        miou=miou,
-        seconds_per_tile={"eager": seconds, "onnx": onnx_seconds},
+        parity=made.parity.to_json(),
+        rounding=made.rounding.to_json() if made.rounding else None,
+        miou=made.miou,
+        seconds_per_tile=made.seconds,
     )
 
 
@@ -175,31 +164,24 @@ def export_run(
             another `keep` a difference is expected where more modules were trained: the report tells it.
     """
     _check_choices(profile, precision, keep)
+    _check_place(output)
     run = load_run(folder)
     is_bypassing = run.config.peft.inactive == "bypass"
+    if is_bypassing and keep == "all":
+        raise InputError(
+            "Modules that are not active were bypassed in training: together they are no trained model.",
+            hint="Export with keep = active.",
+        )
     if is_bypassing:
         run.toolbox.set_active(run.active)
-        if keep == "all":
-            raise InputError(
-                "Modules that are not active were bypassed in training: together they are no trained model.",
-                hint="Export with keep = active.",
-            )
     total = len(run.toolbox.keys)
     sample = sample_tiles(run)
     run.segmenter.cpu().eval()
     trained, seconds = run_eager(run.segmenter, sample)
-    kept = run.active if keep == "active" or is_bypassing else run.ever_active
-    prune(run.toolbox, kept)
-    merge(run.toolbox)
-    curve: tuple[Point, ...] = ()
-    if isinstance(keep, float) or keep == "auto":
-        worth, curve = afford_run(run, sample) if keep == "auto" else shrink_run(run, keep, sample)
-        prune(run.toolbox, worth)
-        kept = frozenset(key for key in kept if key.kind == "spatial") | worth
+    kept, curve = _shed(run, keep, sample)
     pruning = Parity.of(trained, run_eager(run.segmenter, sample)[0])
     if kept >= (run.active if is_bypassing else run.ever_active):
         _proved(pruning, "The pruned model differs from the trained one")
-    source = Labelled.of(run) if precision == "int8" else None
     report = export_model(
         run.segmenter,
         run_manifest(run, kept, total),
@@ -207,10 +189,77 @@ def export_run(
         profile=profile,
         precision=precision,
         sample=sample,
-        source=source,
+        source=Labelled.of(run) if precision == "int8" else None,
     )
     times = {"trained": seconds, **report.seconds_per_tile}
     return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times, curve=curve)
+
+
+def _shed(run: Run, keep: Keep | None, sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tuple[Point, ...]]:
+    """Prune and merge a run's model in place: the modules that are left, merged LoRA among them, and their curve."""
+    is_last = keep == "active" or run.config.peft.inactive == "bypass"
+    kept = run.active if is_last else run.ever_active
+    prune(run.toolbox, kept)
+    merge(run.toolbox)
+    if not isinstance(keep, int | float) and keep != "auto":
+        return kept, ()
+    worth, curve = afford_run(run, sample) if keep == "auto" else shrink_run(run, keep, sample)
+    prune(run.toolbox, worth)
+    return frozenset(key for key in kept if key.kind == "spatial") | worth, curve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Made:
+    """A graph on its way into a file, and what was measured of it."""
+
+    graph: onnx.ModelProto
+    parameters: int
+    parity: Parity
+    rounding: Parity | None
+    seconds: Mapping[str, float]
+    miou: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """As the manifest has them."""
+        found = self.parity.to_json() | {f"miou_{k}": v for k, v in self.miou.items()}
+        return found | ({f"rounding_{k}": v for k, v in self.rounding.to_json().items()} if self.rounding else {})
+
+
+def _portable_graph(
+    segmenter: Segmenter, manifest: Manifest, precision: Precision, tiles: torch.Tensor
+) -> tuple[_Made, Probabilities]:
+    """The graph, its weights rounded where they are to be, and what it computes of `tiles`."""
+    model, expected, rounding, seconds = _prepare(segmenter, manifest, precision, tiles)
+    graph = onnx_graph.build_graph(model, tile_size=manifest.tile_size, channels=model.channels)
+    if precision in ROUNDED:
+        onnx_graph.store_rounded(graph, ROUNDED[precision])
+    computed, onnx_seconds = run_onnx(_serialise(graph), tiles)
+    made = _Made(
+        graph=graph,
+        parameters=onnx_graph.count_weights(graph),
+        parity=_proved(Parity.of(expected, computed), "The exported graph differs from the model"),
+        rounding=rounding,
+        seconds={"eager": seconds, "onnx": onnx_seconds},
+    )
+    return made, computed
+
+
+def _in_8_bits(
+    made: _Made, computed: Probabilities, tiles: torch.Tensor, source: Labelled | None, manifest: Manifest
+) -> _Made:
+    """The same in 8 bits, proved on held-out tiles."""
+    graph, rounding, miou, seconds = quantise_proved(made.graph, computed, tiles, source, manifest.legend)
+    return dataclasses.replace(
+        made, graph=graph, rounding=rounding, miou=miou, seconds={**made.seconds, "onnx": seconds}
+    )
+
+
+def _in_native_form(made: _Made, computed: Probabilities, tiles: torch.Tensor, manifest: Manifest) -> _Made:
+    """The same of raster values as they are stored, proved to compute what it computed."""
+    graph = make_native(made.graph, manifest)
+    same, seconds = run_onnx(_serialise(graph), raster_values(tiles, manifest))
+    _proved(Parity.of(computed, same), "The graph of the native profile differs from that of the portable one")
+    return dataclasses.replace(made, graph=graph, seconds={**made.seconds, "onnx": seconds})
 
 
 def _prepare(
@@ -247,12 +296,19 @@ def _proved(parity: Parity, what: str) -> Parity:
 
 def _check_choices(profile: str, precision: str, keep: object) -> None:
     wrong = {"profile": (profile, get_args(Profile)), "precision": (precision, get_args(Precision))}
-    is_share = isinstance(keep, float) and 0 <= keep < 1
+    is_share = isinstance(keep, int | float) and not isinstance(keep, bool) and 0 <= keep < 1
     shown = "active" if keep is None or is_share else str(keep)
     wrong["keep"] = (shown, ("auto", "all", "active", "a loss of mean IoU from 0 to 1"))
     for name, (value, choices) in wrong.items():
         if value not in choices:
             raise InputError(f"{name} = {value} is no choice.", hint=f"Use one of {', '.join(choices)}.")
+
+
+def _check_place(path: Path) -> None:
+    """Refuse at once what could not be written after minutes of measuring."""
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise InputError(f"{path} can't be written: {reason}.", hint="Choose another place.")
 
 
 def _check_sample(sample: torch.Tensor, manifest: Manifest) -> None:
@@ -304,14 +360,7 @@ def _serialise(model: onnx.ModelProto) -> bytes:
 
 
 def _write(content: bytes, path: Path) -> None:
-    """Under a temporary name in the same folder, synced, renamed."""
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        write_bytes(path, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"{path} can't be written: {error.strerror}.", hint="Choose another place.") from error

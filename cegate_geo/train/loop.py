@@ -245,6 +245,7 @@ def _save_state(job: Job, step: int, logs: tuple[IO[str], IO[str]], began: float
 
 def _write_state(job: Job, step: int, began: float) -> None:
     extra = {
+        "input": job.run.taken.to_json(),
         "stale": job.stale,
         "collapsed": job.collapsed,
         "seconds": job.seconds + time.perf_counter() - began,
@@ -269,6 +270,8 @@ def _resume(job: Job) -> int:
     step, extra = load_state(
         job.run.folder / "state", modules={"run": job.run, "ema": job.ema}, optimizer=job.optimizer
     )
+    if "input" in extra:  # states of runs that were begun before it was kept have none
+        job.run.taken.require_same(extra["input"])
     job.gate.load_state_dict(extra["gate"])
     job.best, job.best_step, job.metrics = extra["best"], extra["best_step"], cast("Metrics | None", extra["metrics"])
     job.stale, job.collapsed, job.seconds = extra["stale"], extra["collapsed"], extra["seconds"]

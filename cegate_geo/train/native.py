@@ -36,7 +36,9 @@ def check_native(manifest: Manifest) -> None:
 
 def raster_values(tiles: torch.Tensor, manifest: Manifest) -> torch.Tensor:
     """(N, C, S, S) in 0-1 units as the raster values that are nearest to them, in `manifest.dtype`."""
-    return (tiles * manifest.input_maximum).round().to(_TYPES[manifest.dtype][1])
+    kind = _TYPES[manifest.dtype][1]
+    limits = torch.iinfo(kind)
+    return (tiles * manifest.input_maximum).round().clamp(limits.min, limits.max).to(kind)  # casts wrap around
 
 
 def unit_values(values: torch.Tensor, manifest: Manifest) -> torch.Tensor:

@@ -32,7 +32,7 @@ from cegate_geo.train.run import Run
 from cegate_geo.train.validation import Tile, to_ids
 
 CALIBRATION_TILES = 16
-"""Tiles that ranges of activations are taken from."""
+"""Tiles that ranges of activations are taken from, spread over all that was trained on."""
 MAX_LOSS = 0.01
 """Largest loss of mean IoU on held-out tiles by computing in 8 bits."""
 PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -75,8 +75,8 @@ class Labelled:
                 hint="Adapt with train.validation above 0 or [[validation]], or export with fp16.",
             )
         windows = validation_tiles(training, crop=side)
-        some = windows[:: max(1, len(windows) // CALIBRATION_TILES)][:CALIBRATION_TILES]
-        images = [torch.from_numpy(read_tile(area, window)[0]) for area, window in some]
+        places = np.linspace(0, len(windows) - 1, min(CALIBRATION_TILES, len(windows))).round().astype(int)
+        images = [torch.from_numpy(read_tile(*windows[n])[0]) for n in places]
         return cls(calibration=torch.stack(images), held_out=tiles)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
-from cegate_geo.errors import ConfigError
+from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.infer.bands import NUMBERED
 
 Band = int | str
@@ -46,14 +47,15 @@ class InputConfig:
 
     def __post_init__(self) -> None:
         require_scale(self.scale)
-        if len(set(self.bands)) < len(self.bands):
+        if _distinct(self.bands) < len(self.bands):
             raise ConfigError(f"input.bands = {list(self.bands)} has a name twice.", hint="Name each band apart.")
-        if len(self.rgb) not in (0, 3):
+        if self.rgb and not len(self.rgb) == _distinct(self.rgb) == len(RGB):
             raise ConfigError(f"input.rgb = {list(self.rgb)} are not three bands.", hint="Name red, green and blue.")
-        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+        is_finite = all(map(math.isfinite, (*self.mean, *self.std)))
+        if len(self.mean) != len(self.std) or not is_finite or not all(value > 0 for value in self.std):
             raise ConfigError(
                 f"input.mean = {list(self.mean)} and input.std = {list(self.std)} don't go together.",
-                hint="Give both, or none, with a std above 0 for each band.",
+                hint="Give both, or none, as finite numbers, with a std above 0 for each band.",
             )
 
 
@@ -94,6 +96,23 @@ class RasterInput:
             "rgb": list(self.rgb),
         }
 
+    def require_same(self, before: Mapping[str, Any]) -> None:
+        """Refuse to go on with another input than what `to_json` gave before, up to the rounding of sums.
+
+        Raises:
+            InputError: What differs, with both values.
+        """
+        for name, now in self.to_json().items():
+            then = before[name]
+            is_same = now == then
+            if name in ("mean", "std"):
+                is_same = len(now) == len(then) and all(map(partial(math.isclose, rel_tol=1e-6), now, then))
+            if not is_same:
+                raise InputError(
+                    f"The rasters have changed since the run was stopped: input.{name} was {then}, and is {now}.",
+                    hint="Bring back those that it began with, or start in a new folder.",
+                )
+
     @classmethod
     def of_facts(cls, facts: Mapping[str, Any]) -> RasterInput:
         """As a run's facts tell it; those of runs that could take nothing else say nothing of it."""
@@ -108,6 +127,11 @@ class RasterInput:
             std=tuple(table["std"]),
             rgb=tuple(table["rgb"]),
         )
+
+
+def _distinct(names: Iterable[str]) -> int:
+    """How many there are; bands are found by their names whatever the case."""
+    return len({name.lower() for name in names})
 
 
 def require_scale(scale: float | None) -> None:

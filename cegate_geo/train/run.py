@@ -16,7 +16,7 @@ from cegate_geo.errors import InputError, ModelError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
 from cegate_geo.train import crossearth
 from cegate_geo.train.backbone import load_backbone, read_weights
-from cegate_geo.train.band_projection import projection_of, take_bands
+from cegate_geo.train.band_projection import in_order, projection_of, take_bands
 from cegate_geo.train.config import AdaptConfig, ModelConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.raster_input import RasterInput
@@ -120,6 +120,8 @@ def new_run(folder: Path, config: AdaptConfig, taken: RasterInput | None = None)
     take_bands(backbone, channels=len(taken.bands), rgb=taken.rgb)
     if taken.mean:
         spec = replace(spec, mean=taken.mean, std=taken.std)
+    elif taken.rgb:
+        spec = replace(spec, mean=tuple(in_order(spec.mean, taken.rgb)), std=tuple(in_order(spec.std, taken.rgb)))
     toolbox = build_toolbox(backbone, "frozen" if is_full else config.peft.method, _toolbox_config(config))
     if is_rein and Path(path).suffix in PICKLED:
         _start_from_crossearth(toolbox, Path(path))

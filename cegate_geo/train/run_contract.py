@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from cegate_geo.domain.manifest import Manifest
 from cegate_geo.peft import ModuleKey
 from cegate_geo.train.config_file import to_table
+from cegate_geo.train.raster_input import RasterInput
 from cegate_geo.train.run import Run
 from cegate_geo.train.validation import SAMPLE_TILES, TILES
 
@@ -60,7 +61,7 @@ def sample_tiles(run: Run) -> torch.Tensor:
     """(N, C, S, S) as the model takes them: held-out tiles that the run left, else smooth noise with grain."""
     size = run.config.model.tile_size
     if not run.taken.is_plain:
-        return _kept_tiles(run)
+        return _within(_kept_tiles(run), run.taken)
     tiles = []
     for path in sorted((run.folder / "pictures").glob("*.png"))[:SAMPLE_TILES]:
         with Image.open(path) as picture:
@@ -82,6 +83,14 @@ def _kept_tiles(run: Run) -> torch.Tensor:
         return tiles
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (taken.mean or (0.5,), taken.std or (0.25,)))
     return mean + 4 * std * (_noise(*shape[:2]) - 0.5)
+
+
+def _within(tiles: torch.Tensor, taken: RasterInput) -> torch.Tensor:
+    """Tiles of values that a raster of the run's type can hold: noise and scenes of another type go beyond."""
+    if taken.dtype == "float32":
+        return tiles
+    limits = np.iinfo(taken.dtype)
+    return tiles.clamp(limits.min / taken.scale, limits.max / taken.scale)
 
 
 def _noise(channels: int, size: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Files of a run: all or nothing, with the rights that other new files have."""
+"""Files of a run, and what is made of it: all or nothing, with the rights that other new files have."""
 
 from __future__ import annotations
 
@@ -29,6 +29,12 @@ def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8; an old one stays until the new one is complete."""
     with _replaced(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file; an old one stays until the new one is complete."""
+    with _replaced(path) as part:
+        part.write_bytes(content)
 
 
 def write_tensors(

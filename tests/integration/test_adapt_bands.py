@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from cegate_geo import api
 from cegate_geo.cli.main import main
-from cegate_geo.errors import CancelledError, ConfigError, InputError
+from cegate_geo.errors import BandWarning, CancelledError, ConfigError, InputError
 from cegate_geo.infer.load import load_predictor
 from cegate_geo.infer.predictor import SessionOptions
 from cegate_geo.infer.reader import Scene
@@ -52,7 +52,7 @@ def write_bands(folder: Path, dtype: str, *, bands: int = 6, seed: int = 0, name
     nodata = -9999.0 if dtype == "float32" else 0
     if dtype == "float32":
         image = 10 * np.log10(image.clip(1)) - 40  # as radar backscatter in dB
-    image = image.astype(dtype)
+    image = (image / 16 if dtype == "uint8" else image).astype(dtype)
     image[:, 200:, 200:] = nodata
     raster = folder / f"{name}-{dtype}.tif"
     profile.update(count=bands, dtype=dtype, nodata=nodata)
@@ -225,6 +225,27 @@ def test_one_band_of_floats_is_resumed_bit_by_bit_and_predicted(tmp_path: Path, 
     api.predict(raster, tmp_path / "mask.tif", model=tmp_path / "model.onnx")
     with rasterio.open(tmp_path / "mask.tif") as mask:
         assert (mask.read(1)[200:, 200:] == mask.nodata).all()
+
+
+def test_a_run_is_not_resumed_on_rasters_of_other_values(tmp_path: Path, weights: Path) -> None:
+    raster, labels = write_bands(tmp_path, "uint16", bands=1)
+    settings = build(AdaptConfig, config(raster, labels, weights, source={"bands": [1]}))
+    with pytest.raises(CancelledError):
+        adapt(settings, tmp_path / "run", device="cpu", cancelled=lambda: True)
+    with rasterio.open(raster, "r+") as target:
+        values = target.read()
+        target.write(np.where(values > 0, 2 * values, 0).astype(values.dtype))
+    with pytest.raises(InputError, match=r"rasters have changed.*input.mean was \[0.025.*and is \[0.051"):
+        adapt(settings, tmp_path / "run", device="cpu", resume=True)
+
+
+def test_four_bands_of_eight_bits_are_exported_without_held_out_tiles(tmp_path: Path, weights: Path) -> None:
+    raster, labels = write_bands(tmp_path, "uint8", bands=4)
+    table = config(raster, labels, weights, source={"bands": [1, 2, 3, 4]}, train={"steps": 1, "validation": 0})
+    with pytest.warns(BandWarning, match="red, green or blue"):
+        adapt(build(AdaptConfig, table), tmp_path / "run", device="cpu")
+    report = export_run(tmp_path / "run", tmp_path / "model.onnx", profile="native", keep="all")
+    assert report.parity["max_abs"] < 1e-4
 
 
 def test_looks_of_other_places_are_refused_for_sixteen_bits(tmp_path: Path, weights: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,11 @@ from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build, read_toml, to_table
 from cegate_geo.train.job import read_areas
 from cegate_geo.train.raster_input import InputConfig, RasterInput, band_names, rgb_channels
+from cegate_geo.train.run import new_run
+from cegate_geo.train.run_contract import sample_tiles
+from cegate_geo.train.run_files import write_tensors
 from cegate_geo.train.scenes import LabelledScene
-from cegate_geo.train.settle_input import settle_input
+from cegate_geo.train.settle_input import read_as, settle_input
 from cegate_geo.train.splits import whole
 from cegate_geo.train.validation import to_pictures
 
@@ -149,6 +154,17 @@ def test_bands_that_are_missing_or_too_many_are_named(tmp_path: Path) -> None:
         build(AdaptConfig, {**table, "validation": [{**table["source"][0], "bands": [1, 2]}]})
 
 
+@pytest.mark.parametrize("part", ["source", "validation", "style"])
+def test_a_first_source_without_bands_has_three(tmp_path: Path, part: str) -> None:
+    table = adaptation(tmp_path, values("uint8", 4) // 8)
+    four = {"images": "x.tif", "bands": [1, 2, 3, 4], **({} if part == "style" else {"labels": "y.tif"})}
+    more = {part: [*table.get(part, []), four]}
+    with pytest.raises(ConfigError, match=rf"\[{part}\] has 4 bands.*\[source\] 3, \[1, 2, 3\]"):
+        build(AdaptConfig, {**table, **more})
+    named = build(AdaptConfig, {**table, **more, "input": {"bands": ["red", "green", "blue", "nir"]}})
+    assert read_as(named, named.source[0]).bands == ("red", "green", "blue", "nir")
+
+
 def test_sources_without_bands_take_those_of_the_first(tmp_path: Path) -> None:
     first = adaptation(tmp_path, values("uint16"), bands=["B8", "B4"])
     second = adaptation(tmp_path, values("uint16"), name="second")
@@ -179,6 +195,21 @@ def test_unnamed_bands_are_found_again_by_their_numbers(tmp_path: Path) -> None:
         assert select_bands(dataset, ("band_4", "band_2")) == (4, 2)
 
 
+def test_bands_that_have_names_are_found_beside_those_that_have_none(tmp_path: Path) -> None:
+    raster = write_raster(tmp_path / "half.tif", values("uint16", 4))
+    with rasterio.open(raster, "r+") as target:
+        target.descriptions = ("blue", "green", "red", None)
+    chosen = ("red", "green", "blue", 4)
+    with rasterio.open(raster) as dataset:
+        trained = select_bands(dataset, chosen, given=[str(band) for band in chosen])
+        described = [dataset.descriptions[band - 1] for band in trained]
+        names = band_names(InputConfig(), chosen, described)
+        with pytest.warns(BandWarning, match=r"not name all of its bands; 4 = band_4 is assumed"):
+            assert select_bands(dataset, names) == trained == (3, 2, 1, 4)
+        with pytest.warns(BandWarning, match="not name its bands; 1 = band_1, 2 = blue"):  # both were the first
+            assert select_bands(dataset, ("band_1", "blue")) == (1, 2)
+
+
 def test_shifts_are_none_at_strength_0_and_follow_each_bands_own_size() -> None:
     rng = np.random.default_rng(0)
     mean, std = (np.array(v, np.float32).reshape(2, 1, 1) for v in ((-15, 3000), (3, 200)))
@@ -190,6 +221,29 @@ def test_shifts_are_none_at_strength_0_and_follow_each_bands_own_size() -> None:
     assert (np.abs(moved) < 0.5).all()
     assert (moved.std(0) > 0.05).all()
     assert np.corrcoef(moved.T)[0, 1] > 0.6  # what is common to the bands is the larger part
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "limits"),
+    [("uint8", 255, (0, 255)), ("uint16", 1000, (0, 65535)), ("int16", 100, (-32768, 32767)), ("float32", 1, None)],
+)
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_exports_are_compared_on_values_that_a_raster_can_hold(
+    tmp_path: Path, dtype: Any, scale: float, limits: tuple[int, int] | None, *, is_kept: bool
+) -> None:
+    table = adaptation(tmp_path, values("uint8", 4) // 8, bands=[1, 2, 3, 4])
+    model = {"backbone": "test_vit.r160_in1k", "weights": "random", "head": "linear", "tile_size": 32}
+    taken = RasterInput(bands=NAMES[:4], dtype=dtype, scale=scale, mean=(0.2,) * 4, std=(500.0,) * 4, rgb=())
+    run = new_run(tmp_path, build(AdaptConfig, {**table, "model": model}), taken)
+    if is_kept:  # of a validation raster of another type, in units of its own scale
+        (tmp_path / "pictures").mkdir()
+        write_tensors({"tiles": 1e4 * torch.randn(2, 4, 32, 32)}, tmp_path / "pictures" / "tiles.safetensors")
+    found = sample_tiles(run) * scale
+    assert found.shape == (2 if is_kept else 4, 4, 32, 32)
+    if limits is None:
+        assert found.min() < -1000
+    else:
+        assert limits[0] - 0.01 <= found.min() < found.max() <= limits[1] + 0.01
 
 
 def test_pictures_show_red_green_and_blue_stretched() -> None:
@@ -251,6 +305,32 @@ def test_three_bands_of_any_kind_leave_the_patch_embedding_alone_and_folding_cha
     assert torch.equal(vit.patch_embed.proj(images), before)
 
 
+def test_red_green_and_blue_in_another_order_keep_their_weights_too() -> None:
+    torch.manual_seed(0)
+    vit = Patches()
+    original = copy.deepcopy(vit.patch_embed.proj)
+    take_bands(vit, channels=3, rgb=(2, 1, 0))
+    assert type(vit.patch_embed.proj) is nn.Conv2d
+    image = torch.rand(1, 3, 8, 8)
+    torch.testing.assert_close(vit.patch_embed.proj(image[:, [2, 1, 0]]), original(image))
+
+
+def test_a_model_of_blue_green_and_red_computes_what_one_of_red_green_and_blue_computes(tmp_path: Path) -> None:
+    table = adaptation(tmp_path, values("uint8", 3) // 8)
+    settings = build(AdaptConfig, {**table, "model": {"weights": "shipped", "backbone": "vit_tiny_patch16_224"}})
+    found = []
+    for rgb in ((0, 1, 2), (2, 1, 0), (1, 2, 0)):
+        torch.manual_seed(0)
+        taken = RasterInput(bands=tuple("abc"), rgb=rgb)
+        run = new_run(tmp_path, settings, taken)
+        image = torch.zeros(1, 3, 64, 64)
+        image[:, list(rgb)] = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            found.append(run.segmenter.eval()(image))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[2], found[0], atol=1e-4, rtol=1e-4)
+
+
 def test_deepness_which_divides_by_255_is_told_what_is_missing() -> None:
     legend = Legend.from_names({0: "a", 1: "b"})
     contract = Manifest(
@@ -276,11 +356,16 @@ def test_the_configuration_survives_its_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "stated", [{"scale": 0}, {"rgb": ["a"]}, {"bands": ["a", "a"]}, {"mean": [1.0]}, {"mean": [1.0], "std": [0.0]}]
-)
+    "stated",
+    [
+        {"scale": 0}, {"rgb": ["a"]}, {"rgb": ["a", "b", "A"]}, {"bands": ["a", "a"]}, {"bands": ["a", "A"]},
+        {"mean": [1.0]}, {"mean": [1.0], "std": [0.0]}, {"mean": [nan], "std": [1.0]}, {"mean": [1.0], "std": [inf]},
+    ],
+)  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(tmp_path: Path, stated: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        build(AdaptConfig, {**adaptation(tmp_path, values("uint16"), bands=[1]), "input": stated})
+    bands = stated.get("bands", [1])
+    with pytest.raises(ConfigError, match=r"scale = 0|input\.(bands|rgb|mean)"):
+        build(AdaptConfig, {**adaptation(tmp_path, values("uint16"), bands=bands), "input": stated})
 
 
 def test_the_example_is_a_configuration() -> None:

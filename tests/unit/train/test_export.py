@@ -354,6 +354,31 @@ def test_what_the_manifest_does_not_state_is_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["missing/m.onnx", "file/m.onnx", "folder"])
+def test_where_nothing_can_be_written_is_told_and_nothing_is_left(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=f"{place} can't be written"):
+        export_model(toy()[0], manifest(), tmp_path / place, sample=images(1))
+    with pytest.raises(InputError, match=f"{place} can't be written"):  # before the run is looked for
+        export_run(tmp_path / "run", tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"an older model")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        export_model(toy()[0], manifest(), path, sample=images(1))
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"an older model"]
+
+
 def model_of(
     *nodes: onnx.NodeProto, outputs: dict[str, list[int]], constants: dict[str, np.ndarray] | None = None
 ) -> onnx.ModelProto:
@@ -539,6 +564,24 @@ def test_all_is_kept_where_it_is_cheap_or_nobody_can_tell_what_is_needed(
 def test_choices_that_do_not_exist_are_refused(tmp_path: Path, wrong: dict[str, object]) -> None:
     with pytest.raises(InputError, match="is no choice"):
         export_run(tmp_path, tmp_path / "model.onnx", **wrong)  # type: ignore[arg-type]
+
+
+def test_a_loss_of_0_is_a_loss_as_a_whole_number_too(
+    tmp_path: Path, handed: list[Segmenter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run")
+    kept = frozenset(k for k in run.ever_active if k.kind == "semantic")
+    seen: list[float] = []
+
+    def choose(_run: Run, allowed: float, _sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tuple[()]]:
+        seen.append(allowed)
+        return kept, ()
+
+    monkeypatch.setattr(export, "shrink_run", choose)
+    report = export_run(run.folder, tmp_path / "model.onnx", keep=0)
+    spatial = {str(k) for k in run.ever_active if k.kind == "spatial"}
+    assert seen == [0]
+    assert set(report.modules_kept) == spatial | {str(k) for k in kept}
 
 
 def test_the_command_always_prints_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

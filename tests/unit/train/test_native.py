@@ -132,6 +132,10 @@ def test_sixteen_bits_are_divided_by_their_own_maximum(exported: tuple[ExportRep
 def test_values_in_unit_range_and_back(tmp_path: Path) -> None:
     values = torch.from_numpy(raster_tiles())
     assert torch.equal(raster_values(unit_values(values, manifest()), manifest()), values)
+    beyond = raster_values(torch.tensor([-0.1, 1.2]), manifest())
+    assert beyond.tolist() == [0, 255]  # not those that are left of -26 and 306 in 8 bits
+    deep = dataclasses.replace(manifest(), dtype="uint16", input_maximum=10_000.0)
+    assert raster_values(torch.tensor([-0.0005, 0.5, 7.0]), deep).tolist() == [0, 5000, 65535]
     floats = dataclasses.replace(manifest(), dtype="float32")
     with pytest.raises(InputError, match="float32"):
         export_model(toy()[0], floats, tmp_path / "m.onnx", sample=images(2), profile="native")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -113,6 +115,25 @@ def test_without_tiles_there_is_no_int8(graph: onnx.ModelProto) -> None:
         quantise_proved(graph, np.zeros((1, CLASSES, SIDE, SIDE), np.float32), images(1), None, LEGEND)
     with pytest.raises(InputError, match="calibrate"):
         quantise.quantise(graph, torch.zeros(0, 3, SIDE, SIDE))
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 47, 200])
+def test_calibration_tiles_are_spread_over_all_that_was_trained_on(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    def give(area: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        assert area == "trained"
+        return np.full((3, 2, 2), number, np.float32), np.zeros((2, 2), np.int64)
+
+    monkeypatch.setattr(quantise, "read_areas", lambda _: ([], "training", "held out"))
+    monkeypatch.setattr(quantise, "read_tiles", lambda areas, _: [areas])
+    monkeypatch.setattr(quantise, "validation_tiles", lambda _, crop: [("trained", n) for n in range(crop)])
+    monkeypatch.setattr(quantise, "read_tile", give)
+    run = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(tile_size=count)))
+    found = Labelled.of(cast(Any, run))
+    numbers = found.calibration[:, 0, 0, 0]
+    assert len(numbers) == len(numbers.unique()) == min(count, quantise.CALIBRATION_TILES)
+    assert (numbers.min(), numbers.max()) == (0, count - 1)
+    assert len(numbers) == 1 or numbers.diff().max() <= -(-(count - 1) // (len(numbers) - 1))
+    assert found.held_out == ["held out"]
 
 
 def test_mean_iou_is_measured_on_labelled_pixels(written: ExportReport) -> None:

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from affine import Affine
-from train_files import noise, write_raster
+from train_files import TRANSFORM, noise, write_raster
 
 from cegate_geo.errors import InputError, RasterError
-from cegate_geo.train.byte_rasters import UnlabelledSource, expand
+from cegate_geo.train.byte_rasters import UnlabelledSource, expand, open_uint8
 from cegate_geo.train.unlabelled import ChipSampler
 
 
@@ -70,3 +71,37 @@ def test_what_can_not_be_read_as_bytes_is_refused(tmp_path: Path) -> None:
         ChipSampler([UnlabelledSource(images=str(tmp_path / "junk.tif"))], size=8, scale=(1, 1))
     with pytest.raises(InputError, match="no source"):
         ChipSampler([], size=8, scale=(1, 1))
+
+
+def test_bands_of_other_types_are_refused_and_bytes_beside_them_are_read(tmp_path: Path) -> None:
+    image = noise((20, 20))
+    parts = [write_raster(tmp_path / f"{n}.tif", band) for n, band in enumerate((image[0], image[1].astype("uint16")))]
+    bands = "".join(
+        f'<VRTRasterBand dataType="{kind}" band="{n + 1}"><SimpleSource><SourceFilename>{parts[k]}</SourceFilename>'
+        "<SourceBand>1</SourceBand></SimpleSource></VRTRasterBand>"
+        for n, (kind, k) in enumerate([("UInt16", 1), ("Byte", 0), ("Byte", 0)])
+    )
+    mixed = tmp_path / "mixed.vrt"
+    mixed.write_text(f'<VRTDataset rasterXSize="20" rasterYSize="20">{bands}</VRTDataset>', encoding="utf-8")
+    with open_uint8(mixed, (2, 3)) as raster:
+        assert np.array_equal(raster.read(0, 0, 20, 20), image[[0, 0]])
+    for chosen in ((1,), (3, 1), ()):
+        with pytest.raises(RasterError, match=r"mixed\.vrt holds uint16.*uint8 is needed"), open_uint8(mixed, chosen):
+            pass
+
+
+def test_a_container_of_rasters_names_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "two.gpkg"
+    profile = {"driver": "GPKG", "width": 8, "height": 8, "count": 1, "dtype": "uint8", "crs": "EPSG:3857"}
+    for name in ("one", "two"):
+        more = {"RASTER_TABLE": name, "APPEND_SUBDATASET": "YES" if path.exists() else "NO"}
+        with rasterio.open(path, "w", **profile, transform=TRANSFORM, **more) as target:
+            target.write(noise((8, 8), bands=1))
+    with pytest.raises(RasterError, match=r"two\.gpkg has 0 bands.*subdatasets: GPKG.*one"), open_uint8(path):
+        pass
+
+
+def test_the_raster_that_lacks_a_band_of_a_name_is_named(tmp_path: Path) -> None:
+    raster = write_raster(tmp_path / "plain.tif", noise((20, 20)))
+    with pytest.raises(InputError, match=r"plain\.tif.*no band 'nir'"), open_uint8(raster, ("nir",)):
+        pass
