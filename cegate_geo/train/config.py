@@ -204,7 +204,7 @@ class PeftConfig:
 
     method: Method = "gate"
     budget: float | None = None
-    """Share of all modules that is active at a time. Empty: for "gate" 1, all, the best in docs/benchmark.md, and
+    """Share of all modules that is active at a time. Empty: for "gate" 1, all, the best share in docs/benchmark.md, and
     nothing is chosen; for the other methods that choose 0.25, the paper's."""
     every: int = 100
     """Steps between two selections."""

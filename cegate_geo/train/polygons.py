@@ -29,8 +29,8 @@ from cegate_geo.train.labels import ClassMap, Labels, value_text
 
 VECTOR_SUFFIXES = frozenset({".geojson", ".json", ".gpkg", ".shp", ".fgb", ".gml", ".kml", ".geojsonl", ".parquet"})
 LEAST_SIDE = 1024
-"""Pixels, each way, of the area around polygons that counts as labelled at least: ground enough for chips and held-out
-blocks where only a few polygons were drawn."""
+"""Pixels, each way, of the area around polygons that counts as labelled at least, cut at the raster's edge: ground
+enough for chips and held-out blocks where only a few polygons were drawn."""
 EDGE_PARTS = 64
 """Long edges are split before they are projected: in so many parts over the extent of all polygons."""
 
