@@ -1,11 +1,11 @@
 """The patch embedding of a backbone that learned from three bands, for any others.
 
-Red, green and blue keep the weights that they were learned with, bit by bit and frozen, in whatever order they come.
+Red, green and blue keep the weights that they were learned with, bit by bit, in whatever order they come.
 Each other band starts from the mean of the three, shared out among these bands, so that light that is the same in all
 of them excites a patch by at most a third more than the backbone is used to. Where none is known to be red, green or
 blue, all start from the backbone's weights as timm adapts them (`timm.models._manipulate.adapt_input_conv`: their sum
 for one band, repeated and scaled by 3 / C for more). Bands that the backbone has never seen are trained: frozen, a mean
-says nothing of what is different in them.
+says nothing of what is different in them. Known ones are trained where `peft.patch_embed` says so.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from cegate_geo.errors import ModelError
 
 RGB = 3
+PROJECTION = "patch_embed.proj."
+"""How the names of its parameters begin in a timm ViT."""
 T = TypeVar("T")
 
 
@@ -103,6 +105,12 @@ def projection_of(vit: nn.Module) -> BandProjection | None:
     """What `take_bands` put into a ViT, if anything."""
     found = vit.patch_embed.proj  # type: ignore[union-attr]
     return found if isinstance(found, BandProjection) else None
+
+
+def projection_parameters(vit: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights and bias of the patch embedding by name, of known and of new bands."""
+    # Where no band is known, the weights of known ones are there, but empty.
+    return {name: p for name, p in vit.named_parameters() if name.startswith(PROJECTION) and p.numel()}
 
 
 def fold_bands(vit: nn.Module) -> None:

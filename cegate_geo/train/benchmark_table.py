@@ -140,10 +140,10 @@ def explain(config: SuiteConfig) -> list[str]:
         f"Learning rate {grid}, chosen for each method on source validation with seed {config.seeds[0]}.",
         f"In brackets: {INTERVAL}.",
     ]
-    if "all" in config.methods:
+    if "gate" in config.methods:
         text.append(
-            "`all`, every module at once, is what `adapt` does by default. `gate` chooses the share `peft.budget`, a "
-            "quarter where none is said."
+            "`gate` without a `peft.budget` is what `adapt` does by default: every module at once, and the patch "
+            "embedding. With a budget it chooses so large a share of the modules."
         )
     if config.oracle:
         text.append("Oracle: the best rate on the test labels themselves, first seed; an upper bound, not a result.")

@@ -205,7 +205,7 @@ class PeftConfig:
     method: Method = "gate"
     budget: float | None = None
     """Share of all modules that is active at a time. Empty: for "gate" 1, all, the best share in docs/benchmark.md, and
-    nothing is chosen; for the other methods that choose 0.25, the paper's."""
+    nothing is chosen; for the other methods that choose 0.25, the paper's. See `patch_embed`, too."""
     every: int = 100
     """Steps between two selections."""
     samples: int = 16
@@ -225,6 +225,10 @@ class PeftConfig:
     """How the budget is shared. global, as in arXiv 2511.20302: the highest scores of all. type: evenly between the
     module types, what does not divide by score. Holds for the method "random", too."""
     inactive: Literal["frozen", "bypass"] = "frozen"
+    patch_embed: bool | None = None
+    """Whether the backbone's projection of patches is trained, too, from the first step to the last at
+    `train.backbone_lr`: colours come in there, where no module reaches. Empty: with the method "gate" where the budget
+    leaves nothing to choose, as measured best in docs/benchmark.md; else not, as in arXiv 2511.20302."""
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
@@ -232,6 +236,11 @@ class PeftConfig:
     vpt: VptConfig = field(default_factory=VptConfig)
 
     def __post_init__(self) -> None:
+        if self.method == "full" and self.patch_embed is False:
+            raise ConfigError(
+                'peft.patch_embed = false does not go with peft.method = "full", which trains the whole backbone.',
+                hint="Leave one of them out.",
+            )
         if not 0 < self.share <= 1 or self.every < 1 or self.samples < 1:
             raise ConfigError(
                 f"[peft] has budget={self.budget}, every={self.every}, samples={self.samples}.",
@@ -249,6 +258,13 @@ class PeftConfig:
         if self.budget is None:
             return 1.0 if self.method == "gate" else 0.25
         return self.budget
+
+    @property
+    def trains_patch_embed(self) -> bool:
+        """`patch_embed`, settled."""
+        if self.patch_embed is None:
+            return self.method == "full" or (self.method == "gate" and self.share == 1)
+        return self.patch_embed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,6 +287,8 @@ class TrainConfig:
     """Learning rate of the modules."""
     head_lr: float | None = None
     """Learning rate of the head; empty: as `lr`."""
+    backbone_lr: float | None = None
+    """Learning rate of what is trained of the backbone itself; empty: `lr` with the method "full", else a tenth."""
     weight_decay: float = 0.05
     warmup: float = 0.05
     """Share of the steps in which the rate rises from 0."""

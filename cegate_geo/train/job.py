@@ -39,6 +39,11 @@ MOST_READERS = 8
 """Chips that are cut at a time, at most: what holds Python's lock leaves no gain beyond."""
 
 
+BACKBONE_SHARE = 0.1
+"""Learning rate of a patch embedding that is trained beside modules, as a share of theirs: weights that were learned
+before bear less than those that begin at zero."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Job:
     """All that the steps share."""
@@ -226,20 +231,25 @@ def _unfuse_attention(vit: torch.nn.Module) -> None:
 
 
 def _optimizer(run: Run, settings: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW: modules (and the backbone of "full") at `lr`, the head at `head_lr`.
+    """AdamW: modules and bands that are new at `lr`, the head at `head_lr`, else the backbone at `backbone_lr`.
 
     No decay on vectors, scalars, and embeddings of head, modules and backbone.
     """
-    head = {id(p) for p in run.segmenter.head.parameters()}
+    head = list(run.segmenter.head.parameters())
+    backbone = [p for name, p in run.unfrozen().items() if name not in run.new_bands()]
+    elsewhere = {id(p) for p in [*head, *backbone]}
+    modules = [p for p in run.trained_parameters() if id(p) not in elsewhere]
+    is_full = run.config.peft.method == "full"
+    backbone_lr = settings.lr * (1 if is_full else BACKBONE_SHARE)
+    backbone_lr = backbone_lr if settings.backbone_lr is None else settings.backbone_lr
+    head_lr = settings.lr if settings.head_lr is None else settings.head_lr
     plain = _embeddings(run)
-    head_lr = settings.head_lr if settings.head_lr is not None else settings.lr
     groups = []
-    for is_head in (False, True):
+    for parameters, lr in ((modules, settings.lr), (backbone, backbone_lr), (head, head_lr)):
         for decays in (False, True):
-            part = [p for p in run.trained_parameters() if (id(p) in head) == is_head]
-            chosen = [p for p in part if (p.ndim > 1 and id(p) not in plain) == decays]
-            lr, decay = (head_lr if is_head else settings.lr), (settings.weight_decay if decays else 0.0)
+            chosen = [p for p in parameters if (p.ndim > 1 and id(p) not in plain) == decays]
             if chosen:
+                decay = settings.weight_decay if decays else 0.0
                 groups.append({"params": chosen, "lr": lr, "base_lr": lr, "weight_decay": decay})
     return torch.optim.AdamW(groups, betas=(0.9, 0.999))
 

@@ -16,7 +16,7 @@ from cegate_geo.errors import InputError, ModelError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, build_toolbox
 from cegate_geo.train import crossearth
 from cegate_geo.train.backbone import load_backbone, read_weights
-from cegate_geo.train.band_projection import in_order, projection_of, take_bands
+from cegate_geo.train.band_projection import PROJECTION, in_order, projection_of, projection_parameters, take_bands
 from cegate_geo.train.config import AdaptConfig, ModelConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.raster_input import RasterInput
@@ -51,17 +51,24 @@ class Run:
     def trained_parameters(self) -> list[torch.nn.Parameter]:
         """Everything that training may change, in a stable order.
 
-        Modules, head, what the patch embedding learns of bands that the backbone does not know, and the backbone of
-        method "full".
+        Modules, head, and what is trained of the backbone.
         """
-        backbone = list(self.segmenter.backbone.parameters()) if self.config.peft.method == "full" else []
-        bands = [] if backbone else self.new_bands()
-        return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *bands, *backbone]
+        return [*self.toolbox.parameters(), *self.segmenter.head.parameters(), *self.unfrozen().values()]
 
-    def new_bands(self) -> list[torch.nn.Parameter]:
-        """Weights of the patch embedding for bands that the backbone does not know; none for three bands."""
+    def unfrozen(self) -> dict[str, torch.nn.Parameter]:
+        """What is trained of the backbone itself by name, in a stable order.
+
+        All of it with the method "full"; else its patch embedding where the configuration says so; always `new_bands`.
+        """
+        vit = self.segmenter.backbone
+        if self.config.peft.method == "full":
+            return dict(vit.named_parameters())
+        return self.new_bands() | (projection_parameters(vit) if self.config.peft.trains_patch_embed else {})
+
+    def new_bands(self) -> dict[str, torch.nn.Parameter]:
+        """Weights of the patch embedding for bands that the backbone does not know by name; none for three bands."""
         projection = projection_of(self.segmenter.backbone)
-        return [] if projection is None else [projection.new]
+        return {} if projection is None else {f"{PROJECTION}new": projection.new}
 
     def running_statistics(self) -> list[torch.Tensor]:
         """Means and variances that the head's batch normalisation keeps, in a stable order; none in most heads."""
@@ -76,26 +83,24 @@ class Run:
         """The weights that can't be had elsewhere by name; `load_state_dict` takes them back."""
         state = {f"head.{k}": v for k, v in self.segmenter.head.state_dict().items()}
         state |= {f"module.{k}": v for k, v in self.toolbox.state_dict().items()}
-        if self.keeps_backbone:
-            state |= {f"backbone.{k}": v for k, v in self.segmenter.backbone.state_dict().items()}
-        else:
-            state |= {f"bands.{n}": v.detach() for n, v in enumerate(self.new_bands())}
-        return state
+        own = self.segmenter.backbone.state_dict() if self.keeps_backbone else self.unfrozen()
+        return state | {f"backbone.{k}": v.detach() for k, v in own.items()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Strictly: nothing missing, nothing left over."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "module": {}, "backbone": {}, "bands": {}}
+        parts: dict[str, dict[str, torch.Tensor]] = {"head": {}, "module": {}, "backbone": {}}
         for key, value in state.items():
             part, _, name = key.partition(".")
             parts[part][name] = value
         self.segmenter.head.load_state_dict(parts["head"])
         self.toolbox.load_state_dict(parts["module"])
+        vit = self.segmenter.backbone
         if self.keeps_backbone:
-            self.segmenter.backbone.load_state_dict(parts["backbone"])
+            vit.load_state_dict(parts["backbone"])
             return
-        with torch.no_grad():
-            for n, weight in enumerate(self.new_bands()):
-                weight.copy_(parts["bands"][str(n)])
+        if parts["backbone"].keys() != self.unfrozen().keys():
+            raise KeyError(f"{sorted(parts['backbone'])} of the backbone, {sorted(self.unfrozen())} are trained.")
+        vit.load_state_dict(parts["backbone"], strict=False)
 
     def save(self) -> None:
         """Write `adapter.safetensors`: the weights of `state_dict`, the active modules, the facts."""
@@ -114,7 +119,7 @@ def new_run(folder: Path, config: AdaptConfig, taken: RasterInput | None = None)
     """
     weights = config.model.weights
     path = str(shipped_base()) if weights == "shipped" else weights
-    is_full, is_rein = config.peft.method == "full", config.peft.method == "rein"
+    is_rein = config.peft.method == "rein"
     backbone, spec = load_backbone(config.model.backbone, path, image_size=config.model.tile_size, takes_rein=is_rein)
     taken = taken or RasterInput()
     take_bands(backbone, channels=len(taken.bands), rgb=taken.rgb)
@@ -122,13 +127,12 @@ def new_run(folder: Path, config: AdaptConfig, taken: RasterInput | None = None)
         spec = replace(spec, mean=taken.mean, std=taken.std)
     elif taken.rgb:
         spec = replace(spec, mean=tuple(in_order(spec.mean, taken.rgb)), std=tuple(in_order(spec.std, taken.rgb)))
-    toolbox = build_toolbox(backbone, "frozen" if is_full else config.peft.method, _toolbox_config(config))
+    toolbox = build_toolbox(
+        backbone, "frozen" if config.peft.method == "full" else config.peft.method, _toolbox_config(config)
+    )
     if is_rein and Path(path).suffix in PICKLED:
         _start_from_crossearth(toolbox, Path(path))
-    backbone.requires_grad_(is_full)
-    projection = projection_of(backbone)
-    if projection is not None:
-        projection.new.requires_grad_(True)
+    backbone.requires_grad_(False)
     toolbox.set_active(toolbox.keys)
     segmenter = Segmenter(
         backbone,
@@ -139,7 +143,10 @@ def new_run(folder: Path, config: AdaptConfig, taken: RasterInput | None = None)
         norm=config.model.norm,
         queries=config.model.mask2former,
     )
-    return Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox, taken=taken)
+    run = Run(folder=folder, config=config, segmenter=segmenter, toolbox=toolbox, taken=taken)
+    for parameter in run.unfrozen().values():
+        parameter.requires_grad_(True)
+    return run
 
 
 def _start_from_crossearth(toolbox: Toolbox, path: Path) -> None:

@@ -48,7 +48,7 @@ class SuiteConfig:
     config: str
     """The base configuration of `adapt`, relative to the suite."""
     setting: tuple[SettingConfig, ...]
-    methods: tuple[str, ...] = ("gate", "all", "frozen")
+    methods: tuple[str, ...] = ("gate", "full", "frozen")
     variant: tuple[VariantConfig, ...] = ()
     reference: str = ""
     """Method or variant that the others are compared with; empty: the first."""
@@ -109,11 +109,6 @@ class RunKey:
         return f"{self.setting}, {self.method}, lr {self.lr:g}, seed {self.seed}"
 
 
-QUARTER = {"peft": {"budget": 0.25}}
-"""Under all tables: the gate chooses as in arXiv 2511.20302 unless a budget is said; with the default of `adapt`, all
-modules, it would be the method "all"."""
-
-
 class Suite:
     """A suite with its base configuration: gives the configuration of each run.
 
@@ -139,8 +134,9 @@ class Suite:
         table = self._table(key.setting, key.method)
         own = build(AdaptConfig, table).train
         train: dict[str, Any] = {"seed": key.seed, "lr": key.lr}
-        if own.head_lr is not None:
-            train["head_lr"] = own.head_lr * key.lr / own.lr
+        for name, stated in (("head_lr", own.head_lr), ("backbone_lr", own.backbone_lr)):
+            if stated is not None:
+                train[name] = stated * key.lr / own.lr
         return build(AdaptConfig, merged(table, {"train": train}))
 
     def setting(self, name: str) -> SettingConfig:
@@ -150,8 +146,8 @@ class Suite:
     def _table(self, setting: str, method: str) -> dict[str, Any]:
         variants = {v.name: v.set for v in self.config.variant}
         over = variants.get(method, {"peft": {"method": method}})
-        found: Mapping[str, Any] = QUARTER
-        for table in (self.base, self.config.set, self.setting(setting).set, over):
+        found: Mapping[str, Any] = self.base
+        for table in (self.config.set, self.setting(setting).set, over):
             found = merged(found, table)
         return dict(found)
 

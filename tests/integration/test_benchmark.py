@@ -380,17 +380,29 @@ def test_folders_are_named_after_what_runs() -> None:
     assert slug("...") == ""
 
 
-def test_methods_choose_among_the_modules_unless_all_are_asked_for(suite_file: Path) -> None:
+def test_a_method_does_in_a_suite_what_it_does_in_adapt(suite_file: Path) -> None:
+    """Without a budget the gate is the tool's default."""
     key = RunKey("town", "gate", 1e-2, 3)
-    assert read_suite(suite_file).adapt_config(key).peft.budget == 0.25
+    found = read_suite(suite_file).adapt_config(key).peft
+    assert (found.share, found.trains_patch_embed) == (1, True)
     base = suite_file.with_name("base.toml")
     base.write_text(BASE.replace("[peft]", "[peft]\nbudget = 0.5"), encoding="utf-8")
-    assert read_suite(suite_file).adapt_config(key).peft.budget == 0.5
+    found = read_suite(suite_file).adapt_config(key).peft
+    assert (found.share, found.trains_patch_embed) == (0.5, False)
+
+
+def test_all_rates_that_are_stated_follow_the_grid(suite_file: Path) -> None:
+    base = suite_file.with_name("base.toml")
+    base.write_text(BASE.replace("head_lr = 4e-3", "head_lr = 4e-3\nbackbone_lr = 2e-4"), encoding="utf-8")
+    suite = read_suite(suite_file)
+    rates = [suite.adapt_config(RunKey("town", "full", lr, 3)).train for lr in (1e-3, 1e-2)]
+    assert rates[1].backbone_lr == pytest.approx(10 * (rates[0].backbone_lr or 0))
+    assert (rates[0].backbone_lr or 0) / (rates[0].head_lr or 1) == pytest.approx(0.05)
 
 
 def test_the_table_says_which_method_is_the_default_of_the_tool() -> None:
     setting = SettingConfig(name="town", test=(SourceConfig(name="near", images="", labels=""),))
-    told = {m: to_markdown(SuiteConfig(config="", methods=m, setting=(setting,)), []) for m in (("all",), ("full",))}
+    told = {m: to_markdown(SuiteConfig(config="", methods=m, setting=(setting,)), []) for m in (("gate",), ("all",))}
     assert ["what `adapt` does by default" in text for text in told.values()] == [True, False]
 
 
