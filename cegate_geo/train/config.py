@@ -228,7 +228,8 @@ class PeftConfig:
     patch_embed: bool | None = None
     """Whether the backbone's projection of patches is trained, too, from the first step to the last at
     `train.backbone_lr`: colours come in there, where no module reaches. Empty: with the method "gate" where the budget
-    leaves nothing to choose, as measured best in docs/benchmark.md; else not, as in arXiv 2511.20302."""
+    leaves nothing to choose, as measured best in docs/benchmark.md; else not, as in arXiv 2511.20302. With the method
+    "full" it always is."""
     spatial: SpatialConfig = field(default_factory=SpatialConfig)
     semantic: SemanticConfig = field(default_factory=SemanticConfig)
     frequency: FrequencyConfig = field(default_factory=FrequencyConfig)
@@ -236,11 +237,6 @@ class PeftConfig:
     vpt: VptConfig = field(default_factory=VptConfig)
 
     def __post_init__(self) -> None:
-        if self.method == "full" and self.patch_embed is False:
-            raise ConfigError(
-                'peft.patch_embed = false does not go with peft.method = "full", which trains the whole backbone.',
-                hint="Leave one of them out.",
-            )
         if not 0 < self.share <= 1 or self.every < 1 or self.samples < 1:
             raise ConfigError(
                 f"[peft] has budget={self.budget}, every={self.every}, samples={self.samples}.",
@@ -262,9 +258,8 @@ class PeftConfig:
     @property
     def trains_patch_embed(self) -> bool:
         """`patch_embed`, settled."""
-        if self.patch_embed is None:
-            return self.method == "full" or (self.method == "gate" and self.share == 1)
-        return self.patch_embed
+        is_default = self.method == "gate" and self.share == 1
+        return self.method == "full" or (is_default if self.patch_embed is None else self.patch_embed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

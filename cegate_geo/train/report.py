@@ -149,8 +149,9 @@ def _gate(log: RunLog, settings: AdaptConfig) -> str:
     others = "kept the weights that they had" if settings.peft.inactive == "frozen" else "were left out of the model"
     told = [f"{often} {how} until the next selection; the others {others}.", *_gate_choices(settings)]
     if settings.peft.share == 1 and not scores:
-        others = ", and the backbone's patch embedding" if settings.peft.trains_patch_embed else ""
-        told = [f"All modules were trained{others}: the budget left nothing to choose."]
+        told = ["All modules were trained: the budget left nothing to choose."]
+    if settings.peft.trains_patch_embed:
+        told.append("The backbone's patch embedding was trained, too, from the first step to the last.")
     note = f'<p class="small">{_score_note(settings)} Number: how often it was chosen, of {len(log.selections)}.'
     note += " Frame: chosen in the last selection.</p>"
     return "\n".join(

@@ -14,7 +14,7 @@ import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
-from cegate_geo.errors import CancelledError, ConfigError, ModelError
+from cegate_geo.errors import CancelledError, ModelError
 from cegate_geo.train.backbone import BackboneSpec, save_backbone
 from cegate_geo.train.config import AdaptConfig, PeftConfig
 from cegate_geo.train.config_file import build
@@ -93,15 +93,11 @@ def test_the_patch_embedding_moves_alone_of_the_backbone_and_is_kept_resumed_and
         ({"method": "all"}, False),
         ({"method": "lora", "patch_embed": True}, True),
         ({"method": "full"}, True),
+        ({"method": "full", "patch_embed": False}, True),
     ],
 )
 def test_the_patch_embedding_is_trained_where_the_gate_leaves_nothing_out(peft: dict[str, Any], trains: bool) -> None:
     assert PeftConfig(**peft).trains_patch_embed == trains
-
-
-def test_full_fine_tuning_leaves_nothing_frozen() -> None:
-    with pytest.raises(ConfigError, match="patch_embed"):
-        PeftConfig(method="full", patch_embed=False)
 
 
 def rates(job: Job) -> dict[int, tuple[float, float]]:

@@ -198,10 +198,11 @@ def test_the_page_tells_how_the_gate_chose(tmp_path: Path) -> None:
 def test_the_page_says_that_nothing_was_left_to_choose(tmp_path: Path) -> None:
     folder, keys = full(tmp_path / "run"), tuple(sorted(selections()[0].scores))
     write_lines(folder / "gate.jsonl", [Selection(step=0, active=keys, scores={}, raw_scores={}).to_json()])
-    text = Page(write_report(folder).read_text(encoding="utf-8")).text
-    assert "All modules were trained, and the backbone's patch embedding: the budget left nothing to choose." in text
-    (folder / "config.json").write_text(json.dumps(to_table(config(patch_embed=False))), encoding="utf-8")
-    assert "All modules were trained: the budget" in Page(write_report(folder).read_text(encoding="utf-8")).text
+    for trains in (True, False):
+        (folder / "config.json").write_text(json.dumps(to_table(config(patch_embed=trains))), encoding="utf-8")
+        text = Page(write_report(folder).read_text(encoding="utf-8")).text
+        assert "All modules were trained: the budget left nothing to choose." in text
+        assert ("patch embedding was trained, too" in text) == trains
     (folder / "config.json").write_text(json.dumps(to_table(config(budget=0.99))), encoding="utf-8")
     assert "Once 12 of 12 modules were chosen" in Page(write_report(folder).read_text(encoding="utf-8")).text
 
