@@ -115,8 +115,9 @@ def _adapt(
 def _export(run: Path, result: AdaptResult, stream: EventStream | None) -> None:
     from cegate_geo.train.export import export_run
     from cegate_geo.train.report import write_report
+    from cegate_geo.train.run_files import MODEL
 
-    report = export_run(run, run / "model.onnx")
+    report = export_run(run, run / MODEL)
     write_report(run, report.to_json())
     if stream is not None:
         stream.send("result", command="adapt", **_to_json(result, report.path))

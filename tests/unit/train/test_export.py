@@ -614,6 +614,40 @@ def test_the_command_always_prints_parity(tmp_path: Path, monkeypatch: pytest.Mo
     assert table["path"] == str(tmp_path / "m.onnx")
 
 
+def test_an_export_renews_the_report_of_the_model_that_lies_beside_it_and_of_no_other(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    page = folder / "report.html"
+
+    def told(place: Path, *options: str) -> str:
+        words = [str(folder), "-o", str(place), "--keep", "all", *options]
+        return CliRunner().invoke(command, words, catch_exceptions=False).output
+
+    assert str(page) in told(folder / "model.onnx")
+    first = page.read_bytes()
+    assert b"weights in fp32" in first
+    for elsewhere in (tmp_path / "model.onnx", folder / "small.onnx"):
+        assert str(page) not in told(elsewhere, "--precision", "fp16")
+        assert page.read_bytes() == first
+    (tmp_path / "link").symlink_to(folder)
+    table = json.loads(told(tmp_path / "link" / "model.onnx", "--precision", "fp16", "--json"))
+    renewed = page.read_text(encoding="utf-8")
+    assert f"{table['bytes'] / 1e6:.2f} MB, weights in fp16" in renewed
+    assert "weights in fp32" not in renewed
+
+
+def test_a_report_that_can_not_be_written_is_told_after_the_model(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    (folder / "report.html").mkdir()
+    words = [str(folder), "-o", str(folder / "model.onnx"), "--keep", "all"]
+    result = CliRunner().invoke(command, words)
+    assert isinstance(result.exception, InputError)
+    assert "report.html can't be written" in str(result.exception)
+    assert "weights in fp32" in result.output
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter.safetensors", "config.json", "model.onnx", "report.html"
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("given", ["some", "1.2", "-0.1", "nan"])
 def test_the_command_refuses_to_keep_what_is_no_choice(tmp_path: Path, given: str) -> None:
     result = CliRunner().invoke(command, [str(tmp_path), "-o", str(tmp_path / "m.onnx"), f"--keep={given}"])
