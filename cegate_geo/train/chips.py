@@ -17,6 +17,7 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, LabelError
 from cegate_geo.infer.validity import fill_invalid
 from cegate_geo.train.augment import band_shifts, photometric, resample, turn
+from cegate_geo.train.fingerprint import Seen, check_value
 from cegate_geo.train.labels import Labels
 from cegate_geo.train.raster_input import FULL_SCALE, RGB
 from cegate_geo.train.scenes import LabelledScene, Pixels
@@ -38,14 +39,18 @@ class _Cells:
     windows: list[Window]
     counts: npt.NDArray[np.int64]
     """(cells, K) pixels per class."""
+    seen: Seen
+    """All that was looked at."""
 
     @classmethod
     def of(cls, area: Area, classes: int) -> _Cells:
         windows, counts, extent = [], [], area.extent
+        pixels = truth = 0
         for row in range(extent.row_off, extent.row_end, CELL):
             height = min(CELL, extent.row_end - row)
             strip = Window(col_off=extent.col_off, row_off=row, width=extent.width, height=height)
-            labels = area.labels(strip)
+            image, valid, labels = area.read(strip)
+            pixels, truth = check_value(valid, check_value(image, pixels)), check_value(labels, truth)
             n = -(-extent.width // CELL)
             cell = np.repeat(np.arange(n) * (IGNORE_INDEX + 1), CELL)[: extent.width]
             found = np.bincount((labels + cell).reshape(-1), minlength=n * (IGNORE_INDEX + 1))
@@ -54,7 +59,8 @@ class _Cells:
                 col = extent.col_off + int(k) * CELL
                 windows.append(Window(col_off=col, row_off=row, width=min(CELL, extent.col_end - col), height=height))
                 counts.append(table[k])
-        return cls(windows, np.array(counts, np.int64).reshape(-1, classes))
+        seen = Seen(use="training", name=area.scene.name, pixels=pixels, labels=truth)
+        return cls(windows, np.array(counts, np.int64).reshape(-1, classes), seen)
 
 
 class ChipSampler:
@@ -120,6 +126,11 @@ class ChipSampler:
     def pixel_counts(self) -> list[int]:
         """Labelled pixels per class, in channel order."""
         return [int(n) for n in self._counts.sum(0)]
+
+    def seen(self) -> list[Seen]:
+        """What chips are drawn from, in the order of the areas, and what the looks are drawn from."""
+        looks = [] if self._styles is None else [self._styles.seen()]
+        return [cells.seen for cells in self._cells] + looks
 
     def image_statistics(self) -> dict[str, list[float]]:
         """Mean and standard deviation per channel, in units of the scenes' scales, over labelled cells.

@@ -21,6 +21,7 @@ from cegate_geo.peft import Gate, GateConfig, build_gate
 from cegate_geo.train.chips import ChipSampler, is_byte, read_tile, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
+from cegate_geo.train.fingerprint import Seen, seen_tiles
 from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.raster_input import RasterInput
@@ -52,6 +53,8 @@ class Job:
     """Validation tiles of this process, in memory."""
     has_validation: bool
     """Whether any process has tiles."""
+    seen: list[Seen]
+    """What is learned from, and validated on in any process."""
     device: str
     precision: str
     ranks: Ranks
@@ -142,6 +145,8 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
     method = "frozen" if peft.method == "full" else peft.method
     gate = build_gate(run.toolbox, method, _gate_config(config), seed=settings.seed, model=run.segmenter)
     places = validation_tiles(held_out, crop=config.model.tile_size)
+    own = ranks.part(len(places))
+    tiles = [read_tile(*places[n]) for n in own]
     run.facts = collect_facts(config, scenes, sampler, taken, provenance)
     return Job(
         run=run,
@@ -149,8 +154,9 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         ema=Ema([*run.trained_parameters(), *run.running_statistics()], decay=settings.ema),
         optimizer=_optimizer(run, settings),
         sampler=sampler,
-        tiles=[read_tile(*places[n]) for n in ranks.part(len(places))],
+        tiles=tiles,
         has_validation=bool(places),
+        seen=[*sampler.seen(), *seen_tiles(places, own, tiles, ranks)],
         device=device,
         ranks=ranks,
         readers=_make_readers(count_readers(device)),
