@@ -30,6 +30,7 @@ from cegate_geo.train.rounding import ROUNDED, proved_rounding, round_weights
 from cegate_geo.train.run import Run, load_run
 from cegate_geo.train.run_contract import run_manifest, sample_tiles
 from cegate_geo.train.run_files import write_bytes
+from cegate_geo.train.scenes import bounded_block_cache
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.shrink import Point, shrink_run
 
@@ -136,6 +137,7 @@ def export_model(
     )
 
 
+@bounded_block_cache()
 def export_run(
     folder: Path,
     output: Path,

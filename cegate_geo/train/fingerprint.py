@@ -1,8 +1,10 @@
 """What a run learns from in a few numbers, by which a resumed run knows whether it still sees the same.
 
-They are of what is seen: pixels as they are read, labels as they lie on them. Nothing is read for it that is not read
-anyway, and folders, times, formats and compression do not enter: a copy elsewhere is the same, and rasters over a
-network are no other case. CRC-32 finds changes; it is no proof against somebody who hides one.
+They are of what is seen: labels as they lie on pixels, and pixels as they are read where labels are counted, in whole
+rows of cells within the labelled rectangle, and in held-out tiles. Of gigabytes with a few labels the rest is not read,
+and a change there goes unnoticed, though a chip may look at it. Folders, times, formats and compression do not enter: a
+copy elsewhere is the same, and rasters over a network are no other case. CRC-32 finds changes; it is no proof against
+somebody who hides one.
 """
 
 from __future__ import annotations

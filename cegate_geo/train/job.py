@@ -18,10 +18,11 @@ from cegate_geo import __version__
 from cegate_geo.domain.confusion import Metrics
 from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.peft import Gate, GateConfig, build_gate
-from cegate_geo.train.chips import ChipSampler, is_byte, read_tile, validation_tiles
+from cegate_geo.train.chips import ChipSampler, is_byte, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
 from cegate_geo.train.fingerprint import Seen, seen_tiles
+from cegate_geo.train.held_out import HeldOutTiles
 from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.raster_input import RasterInput
@@ -49,8 +50,8 @@ class Job:
     ema: Ema
     optimizer: torch.optim.Optimizer
     sampler: ChipSampler
-    tiles: list[Tile]
-    """Validation tiles of this process, in memory."""
+    tiles: Sequence[Tile]
+    """Validation tiles of this process."""
     has_validation: bool
     """Whether any process has tiles."""
     seen: list[Seen]
@@ -101,9 +102,9 @@ def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], li
     return scenes, training, held_out
 
 
-def read_tiles(areas: list[Area], side: int) -> list[Tile]:
+def read_tiles(areas: list[Area], side: int) -> Sequence[Tile]:
     """All labelled pixels of the areas once, in tiles of a side in pixels, without augmentation."""
-    return [read_tile(area, window) for area, window in validation_tiles(areas, crop=side)]
+    return HeldOutTiles(validation_tiles(areas, crop=side))
 
 
 def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dict[str, Any] | None) -> Job:
@@ -146,7 +147,7 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
     gate = build_gate(run.toolbox, method, _gate_config(config), seed=settings.seed, model=run.segmenter)
     places = validation_tiles(held_out, crop=config.model.tile_size)
     own = ranks.part(len(places))
-    tiles = [read_tile(*places[n]) for n in own]
+    tiles = HeldOutTiles([places[n] for n in own])
     run.facts = collect_facts(config, scenes, sampler, taken, provenance)
     return Job(
         run=run,

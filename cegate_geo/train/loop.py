@@ -30,6 +30,7 @@ from cegate_geo.train.job import Job, make_job
 from cegate_geo.train.ranks import Ranks, alone
 from cegate_geo.train.run import load_weights
 from cegate_geo.train.run_files import make_run_folder, write_text
+from cegate_geo.train.scenes import bounded_block_cache
 from cegate_geo.train.state import load_state, save_state
 from cegate_geo.train.steps import Batch, choose_modules, learning_rate, read_batch, take_step
 from cegate_geo.train.targets import FOLDER as TARGETS
@@ -73,6 +74,7 @@ Progress = Callable[[AdaptProgress], None]
 Resume = bool | Literal["changed"]
 
 
+@bounded_block_cache()
 def adapt(
     config: AdaptConfig,
     folder: Path,
