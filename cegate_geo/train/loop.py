@@ -25,7 +25,7 @@ from cegate_geo.domain.confusion import Metrics
 from cegate_geo.errors import CancelledError, CollapseWarning, InputError
 from cegate_geo.train import fingerprint
 from cegate_geo.train.config import AdaptConfig
-from cegate_geo.train.config_file import to_table
+from cegate_geo.train.config_file import is_same_elsewhere, to_table
 from cegate_geo.train.job import Job, make_job
 from cegate_geo.train.ranks import Ranks, alone
 from cegate_geo.train.run import load_weights
@@ -145,7 +145,7 @@ def _claim(folder: Path, config: AdaptConfig, *, resume: Resume) -> None:
     if resume:
         if not path.is_file() and (folder / TARGETS).is_dir():
             return  # stopped before the first step, while the targets were labelled
-        if not path.is_file() or path.read_text(encoding="utf-8") != _as_text(config):
+        if not path.is_file() or not is_same_elsewhere(path.read_text(encoding="utf-8"), to_table(config)):
             raise InputError(f"{folder} holds no run of this configuration.", hint="Resume with the same settings.")
     elif path.exists():
         raise InputError(f"{folder} holds a run already.", hint="Use --resume, another folder, or remove it.")
@@ -160,7 +160,7 @@ def _begin(job: Job, *, resume: Resume) -> int:
     if job.ranks.is_first:
         make_run_folder(job.run.folder)
     start = _resume(job, accepts=resume == "changed") if resume else 0
-    if job.ranks.is_first and not (job.run.folder / CONFIG).exists():
+    if job.ranks.is_first:  # also of a run that was moved: it tells where its files are
         write_text(job.run.folder / CONFIG, _as_text(job.run.config))
     weights = [*job.run.segmenter.state_dict().values(), *job.ema.shadow]
     job.ranks.require_same("weights to start from", str(start), json.dumps(job.run.taken.to_json()), *weights)

@@ -19,6 +19,7 @@ from shapely.affinity import translate
 from cegate_geo.cli.adapt import command
 from cegate_geo.errors import CancelledError, InputError
 from cegate_geo.train.config import AdaptConfig
+from cegate_geo.train.export import export_run
 from cegate_geo.train.loop import adapt
 from cegate_geo.train.run import load_run
 
@@ -71,6 +72,24 @@ def test_a_run_goes_on_to_the_bit_where_it_and_its_data_were_copied_to(
     whole, parts = (load_file(tmp_path / n / "adapter.safetensors") for n in ("here/whole", "there/run"))
     assert all(torch.equal(whole[k], parts[k]) for k in whole)
     assert "changes" not in load_run(Path("run")).facts
+
+
+def test_a_run_with_absolute_paths_goes_on_where_it_was_moved_to_and_is_exported_there(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    calls = iter([False] * 6 + [True])
+    with pytest.raises(CancelledError):
+        adapt(config(tmp_path / "here"), tmp_path / "here" / "run", device="cpu", cancelled=lambda: next(calls))
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved, run = config(tmp_path / "there"), tmp_path / "there" / "run"
+    other = dataclasses.replace(moved, train=dataclasses.replace(moved.train, lr=1e-5))
+    named = dataclasses.replace(moved.source[0], labels=str(tmp_path / "there" / "others.gpkg"))
+    for wrong in (other, dataclasses.replace(moved, source=(named,))):
+        with pytest.raises(InputError, match="no run of this configuration"):
+            adapt(wrong, run, device="cpu", resume=True)
+    adapt(moved, run, device="cpu", resume=True)
+    assert str(tmp_path / "here") not in (run / "config.json").read_text(encoding="utf-8")
+    report = export_run(run, run / "model.onnx", keep=0.99)  # reads held-out tiles
+    assert report.curve
 
 
 @pytest.mark.parametrize(
