@@ -12,6 +12,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.splits import Area
 from cegate_geo.train.validation import Tile
 
+CHUNK = 2**22
+"""Bytes of a file of weights that are looked at together."""
 TOLD = 5
 """Changes that a message tells of."""
 
@@ -31,11 +34,11 @@ class Seen:
     """A part of what a run learns from."""
 
     use: str
-    """What for: training, validation, looks."""
+    """What for: training, validation, looks, weights."""
     name: str
-    """Of the raster."""
+    """Of the raster, or file of weights."""
     pixels: int
-    """Check value of its pixels, and of which of them are data."""
+    """Check value of its pixels, and of which of them are data; of weights, of the file."""
     labels: int
     """Check value of its labels, as far as they may be used."""
 
@@ -65,6 +68,17 @@ def seen_tiles(places: Sequence[tuple[Area, object]], own: range, tiles: Sequenc
     ]
 
 
+def seen_weights(path: Path) -> list[Seen]:
+    """The weights that stay frozen; none that are not in a file, but in timm's hub."""
+    if not path.is_file():
+        return []
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            value = zlib.crc32(chunk, value)
+    return [Seen(use="weights", name=path.name, pixels=value, labels=0)]
+
+
 def to_json(seen: Iterable[Seen]) -> list[Any]:
     """As JSON values."""
     return [list(astuple(part)) for part in seen]
@@ -87,7 +101,8 @@ def changes(before: Sequence[Sequence[Any]], now: Iterable[Seen]) -> list[str]:
     if told:
         return told
     for one, other in zip(then, present, strict=True):
-        told += [f"the pixels of {one.name} ({one.use})"] if one.pixels != other.pixels else []
+        what = "contents" if one.use == "weights" else "pixels"
+        told += [f"the {what} of {one.name} ({one.use})"] if one.pixels != other.pixels else []
         told += [f"the labels of {one.name} ({one.use})"] if one.labels != other.labels else []
     return told
 

@@ -21,12 +21,12 @@ from cegate_geo.peft import Gate, GateConfig, build_gate
 from cegate_geo.train.chips import ChipSampler, is_byte, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
-from cegate_geo.train.fingerprint import Seen, seen_tiles
+from cegate_geo.train.fingerprint import Seen, seen_tiles, seen_weights
 from cegate_geo.train.held_out import HeldOutTiles
 from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.raster_input import RasterInput
-from cegate_geo.train.run import Run, new_run
+from cegate_geo.train.run import Run, new_run, shipped_base
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 from cegate_geo.train.settle_input import read_as, settle_input, styles_as
 from cegate_geo.train.splits import Area, apart, split_scenes, whole
@@ -157,12 +157,20 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         sampler=sampler,
         tiles=tiles,
         has_validation=bool(places),
-        seen=[*sampler.seen(), *seen_tiles(places, own, tiles, ranks)],
+        seen=[*sampler.seen(), *seen_tiles(places, own, tiles, ranks), *_frozen_weights(run)],
         device=device,
         ranks=ranks,
         readers=_make_readers(count_readers(device)),
         precision=choose_precision(settings.precision, device),
     )
+
+
+def _frozen_weights(run: Run) -> list[Seen]:
+    """The weights that a state does not hold."""
+    weights = run.config.model.weights
+    if run.keeps_backbone or not weights:
+        return []
+    return seen_weights(shipped_base() if weights == "shipped" else Path(weights))
 
 
 def count_readers(device: str) -> int:

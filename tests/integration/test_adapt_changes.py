@@ -11,9 +11,10 @@ from pathlib import Path
 import geopandas
 import pytest
 import rasterio
+import timm
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from shapely.affinity import translate
 
 from cegate_geo.cli.adapt import command
@@ -131,6 +132,24 @@ def test_looks_that_changed_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_squares(tmp_path, seed=3, name="look")
     with pytest.raises(InputError, match=r"stopped: the pixels of \[\[style\]\] \(looks\)\."):
         adapt(made, Path("run"), device="cpu", resume=True)
+
+
+def test_frozen_weights_that_changed_are_told(tmp_path: Path) -> None:
+    weights = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        weights[seed] = timm.create_model("test_vit2.r160_in1k", num_classes=0).state_dict()
+    file = tmp_path / "base.safetensors"
+    save_file(weights[0], file)
+    made = config(tmp_path)
+    made = dataclasses.replace(made, model=dataclasses.replace(made.model, weights=str(file)))
+    with pytest.raises(CancelledError):
+        adapt(made, tmp_path / "run", device="cpu", cancelled=lambda: True)
+    save_file(weights[1], file)
+    with pytest.raises(InputError, match=r"the contents of base\.safetensors \(weights\)\."):
+        adapt(made, tmp_path / "run", device="cpu", resume=True)
+    save_file(weights[0], file)
+    adapt(made, tmp_path / "run", device="cpu", resume=True)
 
 
 def test_states_of_before_it_was_kept_are_resumed(stopped: AdaptConfig) -> None:
