@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 @click.option(
     "--accept-changes",
     is_flag=True,
-    help="With --resume: go on although rasters, labels or frozen weights are others than those that the run began with. Its figures "
-    "of before and after do not compare, and nothing gives the same run again.",
+    help="With --resume: go on although rasters, labels or frozen weights are others than those that the run began "
+    "with. Its figures of before and after do not compare, and nothing gives the same run again.",
 )
 @click.option("--device", default="auto", show_default=True, help="torch device, or auto.")
 @click.option("--seed", type=int, help="As --set train.seed=N.")

@@ -95,7 +95,7 @@ def adapt(
         config: What to do.
         folder: Folder of the run; made if missing.
         resume: Go on from `folder/state`. "changed": also where rasters, labels or frozen weights are others than
-            those that the run began with; figures of before and after don't compare then, and its facts tell what changed.
+            those that the run began with; its figures of before and after don't compare then, and its facts tell why.
         device: torch device, or "auto"; that of `ranks` where they are given.
         progress: Called after each step.
         cancelled: Asked after each step; the state is saved before `CancelledError` is raised. Of several processes it
