@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @click.option("--class", "classes", multiple=True, metavar="NAME", help="Class names in order, for --images.")
 @click.option("--set", "overrides", multiple=True, metavar="section.key=value", help="Change a setting of CONFIG.")
 @click.option("--resume", is_flag=True, help="Go on from the state in the folder.")
+@click.option(
+    "--accept-changes",
+    is_flag=True,
+    help="With --resume: go on although rasters, labels or frozen weights are others than those that the run began "
+    "with. Its figures of before and after do not compare, and nothing gives the same run again.",
+)
 @click.option("--device", default="auto", show_default=True, help="torch device, or auto.")
 @click.option("--seed", type=int, help="As --set train.seed=N.")
 @click.option("--events", type=click.Choice(["jsonl"]), help="Write JSON lines to stdout, watch stdin for 'cancel'.")
@@ -66,6 +72,8 @@ def command(
     On several GPUs, or machines with a folder that all of them see, start it with torchrun: torchrun --nproc-per-node 4
     -m cegate_geo adapt CONFIG -o RUN/. Each process takes its part of every batch; the result is that of one.
     """
+    if options["accept_changes"] and not resume:
+        raise click.UsageError("--accept-changes goes with --resume.")
     is_first = os.environ.get("RANK", "0") == "0"
     stream: EventStream | None = state.get("events") if events and is_first else None
     if stream is not None:
@@ -104,7 +112,7 @@ def _adapt(
         return adapt(
             settings,
             run,
-            resume=resume,
+            resume="changed" if options["accept_changes"] else resume,
             progress=progress if ranks.is_first else None,
             cancelled=cancelled,
             provenance=provenance,
@@ -115,8 +123,9 @@ def _adapt(
 def _export(run: Path, result: AdaptResult, stream: EventStream | None) -> None:
     from cegate_geo.train.export import export_run
     from cegate_geo.train.report import write_report
+    from cegate_geo.train.run_files import MODEL
 
-    report = export_run(run, run / "model.onnx")
+    report = export_run(run, run / MODEL)
     write_report(run, report.to_json())
     if stream is not None:
         stream.send("result", command="adapt", **_to_json(result, report.path))

@@ -75,10 +75,14 @@ def command(
 
     The file is written only if onnxruntime computes from it what torch computes. What it, its STAC item or its Esri
     definition was before is replaced.
+
+    Where it is RUN/model.onnx, RUN/report.html is written anew and tells what this export measured. An export to
+    another place leaves the report as it is: it tells of the model beside it.
     """
     if profile != "portable" and (stac or emd):
         raise click.UsageError("--stac and --emd describe the portable profile only.")
     from cegate_geo.train.export import export_run
+    from cegate_geo.train.report import renew_report
 
     report = export_run(run, output, profile=profile, precision=precision, keep=keep)
     if stac:
@@ -90,6 +94,9 @@ def command(
 
         write_definition(report.path)
     click.echo(json.dumps(report.to_json()) if as_json else describe(report))
+    page = renew_report(run, report.path, report.to_json())
+    if page is not None and not as_json:
+        click.echo(f"report    {page}")
 
 
 def describe(report: ExportReport) -> str:

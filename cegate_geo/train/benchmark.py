@@ -20,7 +20,7 @@ from cegate_geo.train.config_file import to_table
 from cegate_geo.train.evaluate import evaluate_model
 from cegate_geo.train.export import export_run
 from cegate_geo.train.loop import CONFIG, AdaptProgress, adapt
-from cegate_geo.train.run_files import make_run_folder, write_text
+from cegate_geo.train.run_files import MODEL, make_run_folder, write_text
 from cegate_geo.train.suite import RunKey, Suite
 
 DONE, FAILURE, REGIONS = "done.json", "failure.json", "regions.json"
@@ -202,7 +202,7 @@ def choose(tried: list[RunRecord]) -> RunRecord | None:
 
 def _exported(run: Path) -> Path:
     """The run's model; made where it is first asked for, as most rates that are tried are never measured."""
-    model = run / "model.onnx"
+    model = run / MODEL
     if not model.is_file():
         export_run(run, model, keep=None)  # methods are compared as they were trained
     return model

@@ -17,6 +17,7 @@ from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, LabelError
 from cegate_geo.infer.validity import fill_invalid
 from cegate_geo.train.augment import band_shifts, photometric, resample, turn
+from cegate_geo.train.fingerprint import Seen, check_value
 from cegate_geo.train.labels import Labels
 from cegate_geo.train.raster_input import FULL_SCALE, RGB
 from cegate_geo.train.scenes import LabelledScene, Pixels
@@ -35,26 +36,47 @@ STATISTICS_CELLS = 1024
 class _Cells:
     """Where labelled pixels lie in an area: those cells of a coarse raster that hold any."""
 
-    windows: list[Window]
+    extent: Window
+    places: npt.NDArray[np.int32]
+    """(cells, 2) rows and columns of cells."""
     counts: npt.NDArray[np.int64]
     """(cells, K) pixels per class."""
+    seen: Seen
+    """What lies in rows of cells that hold labels."""
 
     @classmethod
     def of(cls, area: Area, classes: int) -> _Cells:
-        windows, counts, extent = [], [], area.extent
+        places, counts, extent = [np.empty((0, 2), np.int32)], [np.empty((0, classes), np.int64)], area.extent
+        pixels = truth = 0
         for row in range(extent.row_off, extent.row_end, CELL):
             height = min(CELL, extent.row_end - row)
             strip = Window(col_off=extent.col_off, row_off=row, width=extent.width, height=height)
-            labels = area.labels(strip)
+            if not area.scene.may_be_labelled(strip):
+                continue
+            image, valid, labels = area.read(strip)
+            if (labels == IGNORE_INDEX).all():
+                continue
+            pixels = check_value(valid, check_value(image, pixels))
+            truth = check_value(labels, check_value(np.array([row], np.int64), truth))
             n = -(-extent.width // CELL)
             cell = np.repeat(np.arange(n) * (IGNORE_INDEX + 1), CELL)[: extent.width]
             found = np.bincount((labels + cell).reshape(-1), minlength=n * (IGNORE_INDEX + 1))
             table = found.reshape(n, IGNORE_INDEX + 1)[:, :classes]
-            for k in np.flatnonzero(table.any(1)):
-                col = extent.col_off + int(k) * CELL
-                windows.append(Window(col_off=col, row_off=row, width=min(CELL, extent.col_end - col), height=height))
-                counts.append(table[k])
-        return cls(windows, np.array(counts, np.int64).reshape(-1, classes))
+            labelled = np.flatnonzero(table.any(1))
+            places.append(np.column_stack([np.full(len(labelled), (row - extent.row_off) // CELL), labelled]))
+            counts.append(table[labelled])  # a copy: the whole table is 256 numbers for each cell
+        seen = Seen(use="training", name=area.scene.name, pixels=pixels, labels=truth)
+        return cls(extent, np.concatenate(places).astype(np.int32), np.concatenate(counts), seen)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def window(self, k: int) -> Window:
+        """The cell with a number."""
+        extent, (row, col) = self.extent, (CELL * self.places[k]).tolist()
+        row, col = extent.row_off + row, extent.col_off + col
+        width, height = min(CELL, extent.col_end - col), min(CELL, extent.row_end - row)
+        return Window(col_off=col, row_off=row, width=width, height=height)
 
 
 class ChipSampler:
@@ -121,6 +143,11 @@ class ChipSampler:
         """Labelled pixels per class, in channel order."""
         return [int(n) for n in self._counts.sum(0)]
 
+    def seen(self) -> list[Seen]:
+        """What chips are drawn from, in the order of the areas, and what the looks are drawn from."""
+        looks = [] if self._styles is None else [self._styles.seen()]
+        return [cells.seen for cells in self._cells] + looks
+
     def image_statistics(self) -> dict[str, list[float]]:
         """Mean and standard deviation per channel, in units of the scenes' scales, over labelled cells.
 
@@ -133,10 +160,10 @@ class ChipSampler:
         """Mean and standard deviation (C) of the scenes' values, of a cell at a time."""
         sums, squares, weight = np.zeros(self.channels), np.zeros(self.channels), 0.0
         for area, cells, share in zip(self._areas, self._cells, self._shares, strict=True):
-            n = len(cells.windows)
+            n = len(cells)
             wanted = min(n, max(1, math.ceil(STATISTICS_CELLS * share))) if n else 0
             for k in np.linspace(0, n - 1, wanted).round().astype(int):
-                image, valid, _ = area.read(cells.windows[k])
+                image, valid, _ = area.read(cells.window(k))
                 values = image[:, valid].astype(np.float64) / area.scene.scale
                 if values.size:
                     sums += share / wanted * values.mean(1)
@@ -155,7 +182,7 @@ class ChipSampler:
         area, row, col = self._place(rng)
         side = self._side(area, rng)
         window = _around(area, row, col, side, rng)
-        image, labels = _padded(area, window)
+        image, labels = padded(area, window)
         if not is_byte(area.scene):
             image = _scaled(area, image)
         image, labels = resample(image, labels, side=self.crop)
@@ -202,7 +229,7 @@ class ChipSampler:
             n = int(rng.choice(len(self._areas), p=self._shares))
         cumulated = self._cumulated[n][:, -1 if c == IGNORE_INDEX else c]
         k = int(np.searchsorted(cumulated, rng.integers(cumulated[-1]), side="right"))
-        window = self._cells[n].windows[k]
+        window = self._cells[n].window(k)
         labels = self._areas[n].labels(window)
         places = np.flatnonzero(labels != IGNORE_INDEX if c == IGNORE_INDEX else labels == c)
         row, col = divmod(int(places[rng.integers(len(places))]), window.width)
@@ -244,7 +271,7 @@ def _scaled(area: Area, values: Pixels) -> npt.NDArray[np.float32]:
     return result
 
 
-def _padded(area: Area, window: Window) -> tuple[Pixels, Labels]:
+def padded(area: Area, window: Window) -> tuple[Pixels, Labels]:
     """Image and labels of a window, filled where there is no data as inference fills it: mirrored, then nearest."""
     inside = window.intersection(area.scene.grid.window)
     if inside is None:
@@ -281,5 +308,9 @@ def validation_tiles(areas: Sequence[Area], *, crop: int) -> list[tuple[Area, Wi
 
 def read_tile(area: Area, window: Window) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Image (C, H, W) float32, as `ChipSampler.sample`, and labels (H, W) int64 of a window, without augmentation."""
-    image, labels = _padded(area, window)
+    return tile_of(area, *padded(area, window))
+
+
+def tile_of(area: Area, image: Pixels, labels: Labels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """What `padded` gave as `read_tile` gives it."""
     return _scaled(area, image), labels.astype(np.int64)

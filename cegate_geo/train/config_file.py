@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
@@ -14,6 +15,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from cegate_geo.errors import ConfigError, InputError
 
 T = TypeVar("T")
+PLACES = frozenset({"images", "labels", "aoi", "leave_out", "weights", "teacher"})
+"""Keys whose values are files."""
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -110,6 +113,32 @@ def to_table(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [to_table(v) for v in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def without_folders(table: Any) -> Any:
+    """A copy of what `to_table` gives in which files have their names only: what stays the same where they were moved.
+
+    Example:
+        >>> without_folders({"name": "a/b", "source": [{"images": "/a/*.tif"}]})
+        {'name': 'a/b', 'source': [{'images': '*.tif'}]}
+    """
+    if isinstance(table, list):
+        return [without_folders(entry) for entry in table]
+    if not isinstance(table, dict):
+        return table
+    return {
+        key: Path(value).name if key in PLACES and isinstance(value, str) else without_folders(value)
+        for key, value in table.items()
+    }
+
+
+def is_same_elsewhere(text: str, table: Any) -> bool:
+    """Whether a text is a table as JSON, wherever their files lie: what these hold is known when they are read."""
+    try:
+        before = json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return bool(without_folders(before) == without_folders(json.loads(json.dumps(table))))
 
 
 def _convert(kind: Any, value: Any, where: str) -> Any:

@@ -22,6 +22,7 @@ from cegate_geo.errors import InputError, ModelError, ParityError
 from cegate_geo.peft import ModuleKey, SiteModule, fuse, merge, prune
 from cegate_geo.train import onnx_graph
 from cegate_geo.train.afford import afford_run
+from cegate_geo.train.export_checks import check_bytes, check_held_out, check_place, check_sample, check_size
 from cegate_geo.train.native import check_native, make_native, raster_values, unit_values
 from cegate_geo.train.parity import MAX_ABS, MAX_DISAGREEMENT, Parity, Probabilities, run_eager, run_onnx
 from cegate_geo.train.quantise import Labelled, quantise_proved
@@ -29,6 +30,7 @@ from cegate_geo.train.rounding import ROUNDED, proved_rounding, round_weights
 from cegate_geo.train.run import Run, load_run
 from cegate_geo.train.run_contract import run_manifest, sample_tiles
 from cegate_geo.train.run_files import write_bytes
+from cegate_geo.train.scenes import bounded_block_cache
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.shrink import Point, shrink_run
 
@@ -38,9 +40,6 @@ Keep = Literal["auto", "all", "active"] | float
 """Which modules an export keeps: all that were ever active, if they cost little, else those that are worth most for
 their cost, if held-out tiles show no loss ("auto", see `afford`); all that were ever active; those of the last
 selection; or the smallest set that loses at most this much mean IoU (0 to 1) on the run's held-out tiles."""
-
-MAX_FILE = 2**31 - 1
-"""Bytes of a protobuf message, and so of an ONNX file without external data."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +107,7 @@ def export_model(
         ParityError: If onnxruntime computes something else, or rounding costs too much; nothing is written then.
     """
     _check_modules(segmenter, manifest)
-    _check_sample(sample, manifest)
+    check_sample(sample, manifest)
     tiles = sample if len(sample) > 1 else torch.cat([sample, sample.flip(3)])  # a batch of two is compared, too
     if profile == "native":
         check_native(manifest)
@@ -138,6 +137,7 @@ def export_model(
     )
 
 
+@bounded_block_cache()
 def export_run(
     folder: Path,
     output: Path,
@@ -159,12 +159,13 @@ def export_run(
 
     Raises:
         InputError: If the folder holds no run, or an argument is no choice.
-        ModelError: If the model can't be exported.
+        ModelError: If the model can't be exported. What the run and the arguments tell is refused before anything is
+            computed.
         ParityError: If what is left computes something else than what was trained; nothing is written then. With
             another `keep` a difference is expected where more modules were trained: the report tells it.
     """
     _check_choices(profile, precision, keep)
-    _check_place(output)
+    check_place(output)
     run = load_run(folder)
     is_bypassing = run.config.peft.inactive == "bypass"
     if is_bypassing and keep == "all":
@@ -174,8 +175,9 @@ def export_run(
         )
     if is_bypassing:
         run.toolbox.set_active(run.active)
-    total = len(run.toolbox.keys)
-    sample = sample_tiles(run)
+    total, sample = len(run.toolbox.keys), sample_tiles(run)
+    _check_run(run, run_manifest(run, run.ever_active, total), sample, profile=profile, precision=precision, keep=keep)
+    source = Labelled.of(run) if precision == "int8" else None  # before minutes of measuring: it may be gone
     run.segmenter.cpu().eval()
     trained, seconds = run_eager(run.segmenter, sample)
     kept, curve = _shed(run, keep, sample)
@@ -189,10 +191,24 @@ def export_run(
         profile=profile,
         precision=precision,
         sample=sample,
-        source=Labelled.of(run) if precision == "int8" else None,
+        source=source,
     )
     times = {"trained": seconds, **report.seconds_per_tile}
     return dataclasses.replace(report, pruning=pruning.to_json(), seconds_per_tile=times, curve=curve)
+
+
+def _check_run(
+    run: Run, manifest: Manifest, sample: torch.Tensor, *, profile: Profile, precision: Precision, keep: Keep | None
+) -> None:
+    """Refuse what is known to fail: see `export_run`."""
+    check_sample(sample, manifest)
+    if profile == "native":
+        check_native(manifest)
+    if isinstance(keep, int | float):
+        check_held_out(run.config, "what a module is worth is unknown", "keep all or active")
+    if precision == "int8":
+        check_held_out(run.config, "int8 can't be proved", "fp16")
+    check_size(run, precision)
 
 
 def _shed(run: Run, keep: Keep | None, sample: torch.Tensor) -> tuple[frozenset[ModuleKey], tuple[Point, ...]]:
@@ -304,26 +320,6 @@ def _check_choices(profile: str, precision: str, keep: object) -> None:
             raise InputError(f"{name} = {value} is no choice.", hint=f"Use one of {', '.join(choices)}.")
 
 
-def _check_place(path: Path) -> None:
-    """Refuse at once what could not be written after minutes of measuring."""
-    if path.is_dir() or not path.parent.is_dir():
-        reason = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise InputError(f"{path} can't be written: {reason}.", hint="Choose another place.")
-
-
-def _check_sample(sample: torch.Tensor, manifest: Manifest) -> None:
-    size, channels = manifest.tile_size, len(manifest.bands)
-    if sample.ndim != 4 or sample.shape[0] < 1 or tuple(sample.shape[1:]) != (channels, size, size):
-        raise InputError(
-            f"The sample has the shape {tuple(sample.shape)}.",
-            hint=f"Give (N, {channels}, {size}, {size}) with N of 1 or more.",
-        )
-    if not bool(sample.isfinite().all()):
-        raise InputError("The sample holds values that are no numbers.", hint="Fill what is no data.")
-    if manifest.dtype == "uint8" and not bool(((sample >= 0) & (sample * manifest.input_maximum <= 255.01)).all()):
-        raise InputError("The sample holds values outside 0 to 1.", hint="Divide by the largest raster value.")
-
-
 def _check_modules(segmenter: Segmenter, manifest: Manifest) -> None:
     """Refuse another contract, LoRA that is not merged, and other modules than the manifest states."""
     channels = segmenter.channels
@@ -350,11 +346,7 @@ def _check_modules(segmenter: Segmenter, manifest: Manifest) -> None:
 
 
 def _serialise(model: onnx.ModelProto) -> bytes:
-    size = model.ByteSize()
-    if size > MAX_FILE:
-        raise ModelError(
-            f"The model needs {size / 2**30:.1f} GiB, one ONNX file holds 2.", hint="Export it with precision fp16."
-        )
+    check_bytes(model.ByteSize())
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

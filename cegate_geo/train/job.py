@@ -18,13 +18,15 @@ from cegate_geo import __version__
 from cegate_geo.domain.confusion import Metrics
 from cegate_geo.errors import ConfigError, InputError
 from cegate_geo.peft import Gate, GateConfig, build_gate
-from cegate_geo.train.chips import ChipSampler, is_byte, read_tile, validation_tiles
+from cegate_geo.train.chips import ChipSampler, is_byte, validation_tiles
 from cegate_geo.train.config import AdaptConfig, TrainConfig
 from cegate_geo.train.ema import Ema
+from cegate_geo.train.fingerprint import Seen, seen_tiles, seen_weights
+from cegate_geo.train.held_out import HeldOutTiles
 from cegate_geo.train.mask2former import Mask2FormerHead
 from cegate_geo.train.ranks import Ranks
 from cegate_geo.train.raster_input import RasterInput
-from cegate_geo.train.run import Run, new_run
+from cegate_geo.train.run import Run, new_run, shipped_base
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 from cegate_geo.train.settle_input import read_as, settle_input, styles_as
 from cegate_geo.train.splits import Area, apart, split_scenes, whole
@@ -53,10 +55,12 @@ class Job:
     ema: Ema
     optimizer: torch.optim.Optimizer
     sampler: ChipSampler
-    tiles: list[Tile]
-    """Validation tiles of this process, in memory."""
+    tiles: Sequence[Tile]
+    """Validation tiles of this process."""
     has_validation: bool
     """Whether any process has tiles."""
+    seen: list[Seen]
+    """What is learned from, and validated on in any process."""
     device: str
     precision: str
     ranks: Ranks
@@ -103,9 +107,9 @@ def read_areas(config: AdaptConfig) -> tuple[list[LabelledScene], list[Area], li
     return scenes, training, held_out
 
 
-def read_tiles(areas: list[Area], side: int) -> list[Tile]:
+def read_tiles(areas: list[Area], side: int) -> Sequence[Tile]:
     """All labelled pixels of the areas once, in tiles of a side in pixels, without augmentation."""
-    return [read_tile(area, window) for area, window in validation_tiles(areas, crop=side)]
+    return HeldOutTiles(validation_tiles(areas, crop=side))
 
 
 def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dict[str, Any] | None) -> Job:
@@ -147,6 +151,8 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
     method = "frozen" if peft.method == "full" else peft.method
     gate = build_gate(run.toolbox, method, _gate_config(config), seed=settings.seed, model=run.segmenter)
     places = validation_tiles(held_out, crop=config.model.tile_size)
+    own = ranks.part(len(places))
+    tiles = HeldOutTiles([places[n] for n in own])
     run.facts = collect_facts(config, scenes, sampler, taken, provenance)
     return Job(
         run=run,
@@ -154,13 +160,22 @@ def make_job(config: AdaptConfig, folder: Path, *, ranks: Ranks, provenance: dic
         ema=Ema([*run.trained_parameters(), *run.running_statistics()], decay=settings.ema),
         optimizer=_optimizer(run, settings),
         sampler=sampler,
-        tiles=[read_tile(*places[n]) for n in ranks.part(len(places))],
+        tiles=tiles,
         has_validation=bool(places),
+        seen=[*sampler.seen(), *seen_tiles(places, own, tiles, ranks), *_frozen_weights(run)],
         device=device,
         ranks=ranks,
         readers=_make_readers(count_readers(device)),
         precision=choose_precision(settings.precision, device),
     )
+
+
+def _frozen_weights(run: Run) -> list[Seen]:
+    """The weights that a state does not hold."""
+    weights = run.config.model.weights
+    if run.keeps_backbone or not weights:
+        return []
+    return seen_weights(shipped_base() if weights == "shipped" else Path(weights))
 
 
 def count_readers(device: str) -> int:

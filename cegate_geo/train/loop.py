@@ -19,16 +19,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 from cegate_geo.domain.confusion import Metrics
 from cegate_geo.errors import CancelledError, CollapseWarning, InputError
+from cegate_geo.train import fingerprint
 from cegate_geo.train.config import AdaptConfig
-from cegate_geo.train.config_file import to_table
+from cegate_geo.train.config_file import is_same_elsewhere, to_table
 from cegate_geo.train.job import Job, make_job
 from cegate_geo.train.ranks import Ranks, alone
 from cegate_geo.train.run import load_weights
 from cegate_geo.train.run_files import make_run_folder, write_text
+from cegate_geo.train.scenes import bounded_block_cache
 from cegate_geo.train.state import load_state, save_state
 from cegate_geo.train.steps import Batch, choose_modules, learning_rate, read_batch, take_step
 from cegate_geo.train.targets import FOLDER as TARGETS
@@ -39,6 +41,8 @@ PICTURES = 6
 """Validation tiles that are drawn for the report."""
 
 CONFIG = "config.json"
+CHANGES = "changes"
+"""Fact: after which steps the data were others."""
 COLLAPSE_AFTER = 100
 """Steps before which a model that says one class everywhere has only not begun to learn."""
 
@@ -67,13 +71,15 @@ class AdaptResult:
 
 
 Progress = Callable[[AdaptProgress], None]
+Resume = bool | Literal["changed"]
 
 
+@bounded_block_cache()
 def adapt(
     config: AdaptConfig,
     folder: Path,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     device: str = "auto",
     progress: Progress | None = None,
     cancelled: Callable[[], bool] | None = None,
@@ -88,7 +94,8 @@ def adapt(
     Args:
         config: What to do.
         folder: Folder of the run; made if missing.
-        resume: Go on from `folder/state`.
+        resume: Go on from `folder/state`. "changed": also where rasters, labels or frozen weights are others than
+            those that the run began with; its figures of before and after don't compare then, and its facts tell why.
         device: torch device, or "auto"; that of `ranks` where they are given.
         progress: Called after each step.
         cancelled: Asked after each step; the state is saved before `CancelledError` is raised. Of several processes it
@@ -100,7 +107,7 @@ def adapt(
         Figures on validation, and where the run lies.
 
     Raises:
-        InputError: If the folder holds another run, the data can't be used, or the processes differ.
+        InputError: If the folder holds another run, the data can't be used or have changed, or the processes differ.
         CegateError: If the loss is no number any more.
     """
     began = time.perf_counter()
@@ -132,13 +139,13 @@ def adapt(
     return _finish(job, job.seconds + time.perf_counter() - began)
 
 
-def _claim(folder: Path, config: AdaptConfig, *, resume: bool) -> None:
+def _claim(folder: Path, config: AdaptConfig, *, resume: Resume) -> None:
     """Refuse a folder that belongs to another run."""
     path = folder / CONFIG
     if resume:
         if not path.is_file() and (folder / TARGETS).is_dir():
             return  # stopped before the first step, while the targets were labelled
-        if not path.is_file() or path.read_text(encoding="utf-8") != _as_text(config):
+        if not path.is_file() or not is_same_elsewhere(path.read_text(encoding="utf-8"), to_table(config)):
             raise InputError(f"{folder} holds no run of this configuration.", hint="Resume with the same settings.")
     elif path.exists():
         raise InputError(f"{folder} holds a run already.", hint="Use --resume, another folder, or remove it.")
@@ -148,12 +155,12 @@ def _as_text(config: AdaptConfig) -> str:
     return json.dumps(to_table(config), indent=2)
 
 
-def _begin(job: Job, *, resume: bool) -> int:
+def _begin(job: Job, *, resume: Resume) -> int:
     """Make the folder, or bring the job to where it was left; gives the step to go on from."""
     if job.ranks.is_first:
         make_run_folder(job.run.folder)
-    start = _resume(job) if resume else 0
-    if job.ranks.is_first and not (job.run.folder / CONFIG).exists():
+    start = _resume(job, accepts=resume == "changed") if resume else 0
+    if job.ranks.is_first:  # also of a run that was moved: it tells where its files are
         write_text(job.run.folder / CONFIG, _as_text(job.run.config))
     weights = [*job.run.segmenter.state_dict().values(), *job.ema.shadow]
     job.ranks.require_same("weights to start from", str(start), json.dumps(job.run.taken.to_json()), *weights)
@@ -246,6 +253,8 @@ def _save_state(job: Job, step: int, logs: tuple[IO[str], IO[str]], began: float
 def _write_state(job: Job, step: int, began: float) -> None:
     extra = {
         "input": job.run.taken.to_json(),
+        "seen": fingerprint.to_json(job.seen),
+        "changes": job.run.facts.get(CHANGES, []),
         "stale": job.stale,
         "collapsed": job.collapsed,
         "seconds": job.seconds + time.perf_counter() - began,
@@ -264,7 +273,7 @@ def _write_state(job: Job, step: int, began: float) -> None:
     )
 
 
-def _resume(job: Job) -> int:
+def _resume(job: Job, *, accepts: bool) -> int:
     if not (job.run.folder / "state" / "state.json").is_file():
         return 0  # stopped before it was saved for the first time
     step, extra = load_state(
@@ -272,11 +281,22 @@ def _resume(job: Job) -> int:
     )
     if "input" in extra:  # states of runs that were begun before it was kept have none
         job.run.taken.require_same(extra["input"])
+    _note_changes(job, step, extra, accepts=accepts)
     job.gate.load_state_dict(extra["gate"])
     job.best, job.best_step, job.metrics = extra["best"], extra["best_step"], cast("Metrics | None", extra["metrics"])
     job.stale, job.collapsed, job.seconds = extra["stale"], extra["collapsed"], extra["seconds"]
     job.spent.update(extra["spent"])
     return step
+
+
+def _note_changes(job: Job, step: int, extra: dict[str, Any], *, accepts: bool) -> None:
+    """Refuse other data than those that the run began with, or let its facts tell of them."""
+    told = fingerprint.changes(extra["seen"], job.seen) if "seen" in extra else []
+    if told and not accepts:
+        raise fingerprint.refusal(told)
+    noted = [*extra.get("changes", []), *([{"step": step, "changed": fingerprint.summary(told)}] if told else [])]
+    if noted:
+        job.run.facts[CHANGES] = noted
 
 
 def _finish(job: Job, seconds: float) -> AdaptResult:

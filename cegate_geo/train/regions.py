@@ -21,7 +21,10 @@ from cegate_geo.train.polygons import PixelPolygons, PolygonLabels, Polygons, is
 HERE = "{}"
 """In `labels`: what the wildcards in the file name of `images` stand for."""
 STRIP_ROWS = 512
-"""Rows that are read at once where a whole raster is gone through."""
+"""Rows that are read at once where a whole raster is gone through, at most."""
+STRIP_PIXELS = 2**23
+"""Pixels of it at most, down to LEAST_ROWS rows."""
+LEAST_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,8 +183,9 @@ def _chosen_window(config: SourceConfig, grid: RasterGrid) -> Window | None:
 
 
 def strips(window: Window) -> list[Window]:
-    """A window in strips of STRIP_ROWS rows."""
-    blocks = iter_blocks(window.shape, block_height=STRIP_ROWS, block_width=window.width)
+    """A window in strips of STRIP_ROWS rows, of fewer where it is wide."""
+    rows = min(STRIP_ROWS, max(LEAST_ROWS, STRIP_PIXELS // window.width))
+    blocks = iter_blocks(window.shape, block_height=rows, block_width=window.width)
     return [
         Window(col_off=window.col_off, row_off=window.row_off + b.row_off, width=b.width, height=b.height)
         for b in blocks

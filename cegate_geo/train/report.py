@@ -40,6 +40,7 @@ from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.gate_charts import KIND_COLORS, KIND_NAMES, gate_map, score_map
 from cegate_geo.train.report_sizes import sizes
+from cegate_geo.train.run_files import MODEL
 from cegate_geo.train.run_log import RunLog, read_run_log
 
 CONFUSION_COLOR = "#2f6f9f"
@@ -73,6 +74,24 @@ def write_report(folder: Path, export: Mapping[str, Any] | None = None) -> Path:
         part.unlink(missing_ok=True)
         raise InputError(f"{path} can't be written: {error.strerror}.", hint="Choose another place.") from error
     return path
+
+
+def renew_report(folder: Path, model: Path, export: Mapping[str, Any]) -> Path | None:
+    """Write the report of a run anew where an export of it is the run's own model, `model.onnx` in its folder.
+
+    Args:
+        folder: Folder of a run, finished or not.
+        model: The file that was exported.
+        export: What was measured of it, as `ExportReport.to_json` gives it.
+
+    Returns:
+        Path of the page; None for an export elsewhere, of which the page does not tell.
+
+    Raises:
+        InputError: If the page can't be written.
+    """
+    own = folder / MODEL
+    return write_report(folder, export) if own.is_file() and own.samefile(model) else None
 
 
 def render(log: RunLog, export: Mapping[str, Any] | None = None) -> str:

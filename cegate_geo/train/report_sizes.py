@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cegate_geo.html import card, row, table
+from cegate_geo.train.run_files import MODEL
 from cegate_geo.train.run_log import RunLog
 
 SPENT = {
@@ -40,7 +41,7 @@ def _as_run(log: RunLog) -> str:
     rows += [(text, f"{result[key]:,} parameters") for key, text in names.items() if key in result]
     if "modules_kept" in result and result.get("modules_total"):
         rows.append(("modules that were ever trained", f"{len(result['modules_kept'])} of {result['modules_total']}"))
-    for name in ("model.onnx", "adapter.safetensors"):
+    for name in (MODEL, "adapter.safetensors"):
         if (folder / name).is_file():
             rows.append((name, f"{(folder / name).stat().st_size / 1e6:.2f} MB"))
     if result.get("seconds") is not None:
@@ -61,6 +62,10 @@ def _as_exported(export: Mapping[str, Any] | None) -> str:
         ("file", f"{export['bytes'] / 1e6:.2f} MB, weights in {export['precision']}"),
         ("graph", f"{export['parameters']:,} parameters"),
         ("pruned and merged", kept),
+        *(
+            (f"mean IoU on held-out tiles, {precision}", f"{100 * miou:.1f} %")
+            for precision, miou in (export.get("miou") or {}).items()
+        ),
         *(
             (f"one tile, {TIMED.get(what, what)}", f"{1000 * seconds:.0f} ms")
             for what, seconds in export["seconds_per_tile"].items()

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 
 from cegate_geo.errors import InputError
 
+MODEL = "model.onnx"
+"""The model of a run, in its folder; its report tells of this export of it, and of no other."""
+
 
 def make_run_folder(folder: Path) -> None:
     """Make the folder of a run, if it is missing.

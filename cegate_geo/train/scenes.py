@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,11 +34,22 @@ HELD_MARGIN = 512
 """Pixels around the labelled part that are held with it: what chips at its edge look at."""
 MANY = 100
 """Rasters of a source beyond which their files are closed between reads: a process may have only so many open."""
+BLOCK_CACHE_MB = 256
+"""GDAL's block cache, whose default of 5 % of the machine's memory would look like a leak. It holds a row of blocks of
+512 px of a scene 100,000 px wide, which is gone through in strips and tiles lower than that."""
 MASKS = 2
 """Bytes of a pixel beside its values: validity, labels."""
 
 Pixels = npt.NDArray[np.generic]
 """(C, H, W) raster values, in the raster's own type."""
+
+
+@contextmanager
+def bounded_block_cache() -> Iterator[None]:
+    """GDAL with a block cache of BLOCK_CACHE_MB in all threads, unless whoever started the process says its size."""
+    own = {} if "GDAL_CACHEMAX" in os.environ else {"GDAL_CACHEMAX": BLOCK_CACHE_MB * 2**20}  # rasterio takes bytes
+    with rasterio.Env(**own):
+        yield
 
 
 class PixelReader:
@@ -187,7 +199,19 @@ class LabelledScene:
 
     def labels(self, window: Window) -> Labels:
         """(H, W) uint8 channel indices of the legend; 255 = left out: not labelled, not valid, outside."""
-        return self.read(window)[2]
+        return self.read(window)[2] if self.may_be_labelled(window) else np.full(window.shape, IGNORE_INDEX, np.uint8)
+
+    def may_be_labelled(self, window: Window) -> bool:
+        """False where nothing is labelled for sure, by the label file alone: pixels cost more, and most lie between."""
+        inside = window.intersection(self.grid.window)
+        if inside is None or self.is_held(inside):
+            return inside is not None
+        with self._lock, self._closing():
+            return bool((self._labels.read(inside) != IGNORE_INDEX).any())
+
+    def is_held(self, window: Window) -> bool:
+        """Whether a window, within the raster, is read from memory."""
+        return self._held is not None and self._held.contains(window)
 
     def read(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
         """Image, valid and labels of one window at once. The arrays may be views: do not write into them."""
@@ -202,13 +226,9 @@ class LabelledScene:
         return image, valid, labels
 
     def _read(self, window: Window) -> tuple[Pixels, npt.NDArray[np.bool_], Labels]:
-        if self._held is None or not self._held.contains(window):
-            with self._lock:
-                try:
-                    return self._read_file(window)
-                finally:
-                    if not self._stays_open:
-                        self._close()
+        if self._held is None or not self.is_held(window):
+            with self._lock, self._closing():
+                return self._read_file(window)
         with self._lock:
             if self._memory is None:
                 self._memory = self._load(self._held)
@@ -231,6 +251,15 @@ class LabelledScene:
         self._close()
         return image, valid, labels
 
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Files are open within, and afterwards if they stay so."""
+        try:
+            yield
+        finally:
+            if not self._stays_open:
+                self._close()
+
     def _close(self) -> None:
         self._pixels.close()
         self._labels.close()
@@ -241,10 +270,11 @@ class LabelledScene:
         tops, bottoms, lefts, rights = [], [], [], []
         for strip in strips(self._labels.window):
             labels = self._labels.read(strip)
-            counts += np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)
             labelled = labels != IGNORE_INDEX
-            rows, cols = np.flatnonzero(labelled.any(1)), np.flatnonzero(labelled.any(0))
+            rows = np.flatnonzero(labelled.any(1))
             if len(rows):
+                cols = np.flatnonzero(labelled.any(0))
+                counts += np.bincount(labels.reshape(-1), minlength=IGNORE_INDEX + 1)
                 tops.append(strip.row_off + rows[0])
                 bottoms.append(strip.row_off + rows[-1] + 1)
                 lefts.append(strip.col_off + cols[0])

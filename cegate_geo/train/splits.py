@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -159,11 +159,10 @@ def has_labels(area: Area) -> bool:
     return any((area.labels(w) != IGNORE_INDEX).any() for w in _blocks(area.extent, 512))
 
 
-def _blocks(extent: Window, side: int) -> list[Window]:
-    return [
-        Window(col_off=extent.col_off + w.col_off, row_off=extent.row_off + w.row_off, width=w.width, height=w.height)
-        for w in iter_blocks(extent.shape, block_height=side, block_width=side)
-    ]
+def _blocks(extent: Window, side: int) -> Iterator[Window]:
+    for w in iter_blocks(extent.shape, block_height=side, block_width=side):
+        col, row = extent.col_off + w.col_off, extent.row_off + w.row_off
+        yield Window(col_off=col, row_off=row, width=w.width, height=w.height)
 
 
 def _labelled_blocks(scenes: Sequence[LabelledScene], side: int) -> list[_Block]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from cegate_geo.errors import InputError
 from cegate_geo.train.byte_rasters import UnlabelledSource, expand, open_uint8
+from cegate_geo.train.fingerprint import Seen, check_value
 from cegate_geo.train.raster_input import RGB_BANDS
 
 Image = npt.NDArray[np.uint8]
@@ -75,6 +76,10 @@ class StylePool:
 
     def __len__(self) -> int:
         return len(self._histograms)
+
+    def seen(self) -> Seen:
+        """The pool by its histograms, which are the same wherever they are counted."""
+        return Seen(use="looks", name="[[style]]", pixels=check_value(self._histograms), labels=0)
 
     def restyle(self, image: Image, rng: np.random.Generator) -> Image:
         """(C, S, S) uint8 with the colours of a random chip of the pool; S is the pool's side."""

@@ -26,13 +26,12 @@ from cegate_geo.infer.georeference import quiet_about_georeference
 from cegate_geo.train.byte_rasters import expand
 from cegate_geo.train.config import AdaptConfig, SourceConfig, TargetConfig
 from cegate_geo.train.labels import IGNORE
-from cegate_geo.train.run_files import make_run_folder, write_text
+from cegate_geo.train.run_files import MODEL, make_run_folder, write_text
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 from cegate_geo.train.self_labels import KeepRule, Prediction, write_self_labels
 from cegate_geo.train.settle_input import read_as
 
 FOLDER = "targets"
-MODEL = "model.onnx"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

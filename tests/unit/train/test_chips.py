@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from train_files import LEGEND, noise, write_raster
 
 from cegate_geo.domain.legend import IGNORE_INDEX, Legend
+from cegate_geo.domain.windows import Window
 from cegate_geo.errors import InputError, LabelError
-from cegate_geo.train.chips import ChipSampler, read_tile, validation_tiles
+from cegate_geo.train.chips import ChipSampler, _Cells, read_tile, validation_tiles
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 from cegate_geo.train.splits import Area, split_scenes, whole
@@ -53,6 +55,35 @@ def test_labels_lie_under_their_pixels_in_every_orientation(coded: LabelledScene
         np.testing.assert_array_equal(labels, (rows // 20 + cols // 30) % 3)
         seen.add((cols[0, 1] - cols[0, 0], rows[0, 1] - rows[0, 0], cols[1, 0] - cols[0, 0], rows[1, 0] - rows[0, 0]))
     assert len(seen) == 8
+
+
+class _Endless:
+    """An area as large as it is said to be, of which nothing is in memory: all of it is the first class."""
+
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.extent, self.scene = Window.of_shape(shape), self
+        self.name = "endless"
+
+    def may_be_labelled(self, window: Window) -> bool:
+        return True
+
+    def read(self, window: Window) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        values = np.zeros((3, *window.shape), np.uint8)
+        return values, np.ones(window.shape, np.bool_), values[0]
+
+
+def test_counting_takes_memory_for_what_is_counted_and_not_for_its_tables() -> None:
+    """A table of a row of cells has a number for each of 256 labels; of these, those of the classes are kept."""
+    peaks = []
+    for rows in (1024, 4096):
+        tracemalloc.start()
+        cells = _Cells.of(_Endless((rows, 8000)), 3)  # type: ignore[arg-type]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert cells.counts.sum(0).tolist() == [rows * 8000, 0, 0]
+        assert cells.window(len(cells) - 1) == Window(col_off=7936, row_off=rows - 64, width=64, height=64)
+    added = 48 * 125  # cells
+    assert peaks[1] - peaks[0] < 100 * added
 
 
 def test_scaled_chips_show_more_or_less_ground(coded: LabelledScene) -> None:

@@ -24,11 +24,12 @@ from cegate_geo.domain.legend import Legend
 from cegate_geo.domain.manifest import METADATA_KEY, Manifest
 from cegate_geo.errors import InputError, ModelError, ModulesWarning, ParityError
 from cegate_geo.peft import ModuleKey, Toolbox, ToolboxConfig, attach, fuse, merge, prune
-from cegate_geo.train import afford, export, onnx_graph, rounding
+from cegate_geo.train import afford, export, export_checks, onnx_graph, rounding
 from cegate_geo.train.backbone import BackboneSpec
 from cegate_geo.train.config import AdaptConfig
 from cegate_geo.train.config_file import build, to_table
 from cegate_geo.train.export import ExportReport, Precision, export_model, export_run
+from cegate_geo.train.raster_input import RasterInput
 from cegate_geo.train.run import Run, load_run, new_run
 from cegate_geo.train.segmenter import Segmenter
 
@@ -566,6 +567,70 @@ def test_choices_that_do_not_exist_are_refused(tmp_path: Path, wrong: dict[str, 
         export_run(tmp_path, tmp_path / "model.onnx", **wrong)  # type: ignore[arg-type]
 
 
+def with_validation(folder: Path, share: float) -> None:
+    """Let a run have held out a share of what was labelled."""
+    path = folder / "config.json"
+    table = json.loads(path.read_text(encoding="utf-8"))
+    table["train"]["validation"] = share
+    path.write_text(json.dumps(table), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"profile": "native"}, "trained on float32, the native profile takes"),
+        ({"keep": 0.01}, "no held-out tiles.*what a module is worth"),
+        ({"precision": "int8"}, "no held-out tiles.*int8 can't be proved"),
+    ],
+    ids=["native", "keep", "int8"],
+)
+def test_what_a_run_can_not_give_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], told: str
+) -> None:
+    run = make_run(tmp_path / "run")
+    taken = RasterInput(dtype="float32", scale=1.0, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    run.facts["input"] = taken.to_json()
+    run.save()
+    with_validation(run.folder, 0)
+    monkeypatch.setattr(export, "run_eager", lambda *_: pytest.fail("it was computed"))
+    monkeypatch.setattr(export, "_shed", lambda *_: pytest.fail("it was measured"))
+    monkeypatch.setattr(Segmenter, "forward", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(InputError, match=told):
+        export_run(run.folder, tmp_path / "model.onnx", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_a_source_that_is_gone_is_told_before_modules_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run")  # its source is not there any more
+    monkeypatch.setattr(export, "_shed", lambda *_: pytest.fail("it was measured"))
+    with pytest.raises(InputError, match="/secret/place"):
+        export_run(run.folder, tmp_path / "model.onnx", precision="int8")
+
+
+def test_a_model_that_no_file_holds_is_refused_before_anything_is_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what its large weights need at least: what is exported is larger by a little."""
+    run = make_run(tmp_path / "run")
+    sizes = {}
+    for precision in ("fp32", "fp16"):
+        report = export_run(run.folder, tmp_path / "m.onnx", precision=precision, keep="all")  # type: ignore[arg-type]
+        sizes[precision] = report.bytes
+    seen: list[int] = []
+    monkeypatch.setattr(export_checks, "check_bytes", seen.append)
+    for precision in ("fp32", "int8", "fp16"):
+        export_checks.check_size(run, precision)
+    assert seen[0] == seen[1] == 2 * seen[2]
+    assert all(0.5 * whole < least < whole for least, whole in zip((seen[0], seen[2]), sizes.values(), strict=True))
+    monkeypatch.undo()
+    monkeypatch.setattr(export_checks, "MAX_FILE", seen[0] - 1)
+    monkeypatch.setattr(export, "run_eager", lambda *_: pytest.fail("it was computed"))
+    with pytest.raises(ModelError, match=r"needs 0.0 GiB, one ONNX file holds 2"):
+        export_run(run.folder, tmp_path / "model.onnx")
+
+
 def test_a_loss_of_0_is_a_loss_as_a_whole_number_too(
     tmp_path: Path, handed: list[Segmenter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -612,6 +677,40 @@ def test_the_command_always_prints_parity(tmp_path: Path, monkeypatch: pytest.Mo
     table = json.loads(CliRunner().invoke(command, [*words, "--json"], catch_exceptions=False).output)
     assert table["parity"] == parity
     assert table["path"] == str(tmp_path / "m.onnx")
+
+
+def test_an_export_renews_the_report_of_the_model_that_lies_beside_it_and_of_no_other(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    page = folder / "report.html"
+
+    def told(place: Path, *options: str) -> str:
+        words = [str(folder), "-o", str(place), "--keep", "all", *options]
+        return CliRunner().invoke(command, words, catch_exceptions=False).output
+
+    assert str(page) in told(folder / "model.onnx")
+    first = page.read_bytes()
+    assert b"weights in fp32" in first
+    for elsewhere in (tmp_path / "model.onnx", folder / "small.onnx"):
+        assert str(page) not in told(elsewhere, "--precision", "fp16")
+        assert page.read_bytes() == first
+    (tmp_path / "link").symlink_to(folder)
+    table = json.loads(told(tmp_path / "link" / "model.onnx", "--precision", "fp16", "--json"))
+    renewed = page.read_text(encoding="utf-8")
+    assert f"{table['bytes'] / 1e6:.2f} MB, weights in fp16" in renewed
+    assert "weights in fp32" not in renewed
+
+
+def test_a_report_that_can_not_be_written_is_told_after_the_model(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run").folder
+    (folder / "report.html").mkdir()
+    words = [str(folder), "-o", str(folder / "model.onnx"), "--keep", "all"]
+    result = CliRunner().invoke(command, words)
+    assert isinstance(result.exception, InputError)
+    assert "report.html can't be written" in str(result.exception)
+    assert "weights in fp32" in result.output
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter.safetensors", "config.json", "model.onnx", "report.html"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("given", ["some", "1.2", "-0.1", "nan"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cegate_geo.errors import ConfigError, InputError, LabelError
 from cegate_geo.train.config import SourceConfig
 from cegate_geo.train.labels import ClassMap, value_text
 from cegate_geo.train.polygons import Polygons
+from cegate_geo.train.regions import LEAST_ROWS, STRIP_PIXELS, STRIP_ROWS, strips
 from cegate_geo.train.scenes import LabelledScene, open_scenes
 
 SHAPE = (90, 120)
@@ -531,3 +533,15 @@ def test_what_is_said_to_be_labelled_has_background_everywhere(tmp_path: Path, s
     if "aoi" in said:
         said = {"aoi": str(write_polygons(tmp_path / said["aoi"], [pixel_box(-9, -9, 2009, 1509)]))}
     assert drawn(tmp_path, (100, 60, 140, 100), **said).extent == Window.of_shape((1500, 2000))
+
+
+@pytest.mark.parametrize("width", [1, 5000, 40_000, 500_000])
+def test_strips_partition_a_window_and_are_lower_where_it_is_wide(width: int) -> None:
+    window = Window(col_off=7, row_off=11, width=width, height=1300)
+    found = strips(window)
+    assert found[0].row_off == window.row_off
+    assert all(one.row_end == other.row_off for one, other in itertools.pairwise(found))
+    assert found[-1].row_end == window.row_end
+    assert all((strip.col_off, strip.width) == (7, width) for strip in found)
+    assert all(strip.area <= STRIP_PIXELS or strip.height == LEAST_ROWS for strip in found[:-1])
+    assert max(strip.height for strip in found) == min(STRIP_ROWS, max(LEAST_ROWS, STRIP_PIXELS // width))

@@ -232,6 +232,15 @@ def test_shares_of_the_time_and_what_pruning_and_export_brought_are_told(tmp_pat
     assert "As it was exported" not in Page(write_report(folder).read_text(encoding="utf-8")).text
 
 
+def test_what_eight_bits_cost_is_told(tmp_path: Path) -> None:
+    exported = {
+        "bytes": 1_000_000, "precision": "int8", "parameters": 1_000_000, "modules_kept": [], "modules_total": 12,
+        "seconds_per_tile": {}, "miou": {"fp32": 0.815, "int8": 0.8126},
+    }  # fmt: skip
+    text = Page(write_report(full(tmp_path / "run"), exported).read_text(encoding="utf-8")).text
+    assert "mean IoU on held-out tiles, fp32 81.5 % mean IoU on held-out tiles, int8 81.3 %" in text
+
+
 def test_a_collapse_is_told_on_top(tmp_path: Path) -> None:
     folder = full(tmp_path / "run")
     assert "one class on all" not in Page(write_report(folder).read_text(encoding="utf-8")).text
