@@ -26,9 +26,10 @@ def command(
     """Run `cegate-geo adapt` for each method, setting and seed of SUITE.toml, and measure it on regions of their own.
 
     The learning rate of each method is chosen from one grid on source validation, weights likewise. Runs that are
-    complete in the folder are not repeated, others are resumed; so the same command goes on after Ctrl-C. Without
-    a peft.budget in config or suite the method gate is the default of adapt, all modules and the patch embedding; random,
-    fixed and grad-norm then choose a quarter, as the paper's gate does with peft.budget = 0.25.
+    complete in the folder are not repeated, others are resumed; so the same command goes on after Ctrl-C.
+
+    Without a peft.budget in config or suite, the method gate is the default of adapt, all modules and the patch
+    embedding; random, fixed and grad-norm then choose a quarter, as the paper's gate does with peft.budget = 0.25.
 
     Settings may be run side by side into one folder, each with --setting; the same command without it then makes the
     table of all. --dry-run shows how far it is: methods of which every rate was tried.
