@@ -31,7 +31,7 @@ from cegate_geo.train.evaluate import evaluate_mask
 from cegate_geo.train.export import ExportReport, export_run
 from cegate_geo.train.loop import AdaptProgress, adapt
 from cegate_geo.train.memory import keep_freed_memory
-from cegate_geo.train.run import load_run, shipped_base
+from cegate_geo.train.run import shipped_base
 
 if TYPE_CHECKING:
     from cegate_geo.demo.run import DemoSettings
@@ -219,8 +219,7 @@ def _train_and_predict(
 
 def _count_trained(folder: Path) -> int:
     """Weights that learned: the head, and every module that was ever active."""
-    run = load_run(folder)
-    return sum(p.numel() for p in run.segmenter.head.parameters()) + run.toolbox.count_parameters(run.ever_active)
+    return int(json.loads((folder / "result.json").read_text(encoding="utf-8"))["stored_parameters"])
 
 
 def _read_gate(path: Path, report: ExportReport) -> GateView:
