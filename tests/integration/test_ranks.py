@@ -62,6 +62,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("together")
     gate = to_table(config(folder, batch_size=4, accumulate=2, weight_decay=0.1))
     gate["model"] |= {"norm": "group"}  # batches have statistics of each process' own chips: figures would differ
+    gate["peft"] |= {"patch_embed": True}
     norm = to_table(config(folder, batch_size=2, weight_decay=0.1))
     norm["peft"] |= {"method": "grad-norm", "samples": 1}  # less samples than processes
     norm["model"] |= {"head": "dpt-unet"}
