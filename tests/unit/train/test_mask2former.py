@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -21,12 +20,13 @@ from cegate_geo.errors import ConfigError, RuntimeMissingError
 from cegate_geo.peft import ToolboxConfig, attach, fisher_scores
 from cegate_geo.train import query_loss as losses
 from cegate_geo.train.backbone import BackboneSpec
-from cegate_geo.train.config import QueryConfig, TrainConfig
+from cegate_geo.train.config import AdaptConfig, ModelConfig, QueryConfig, SourceConfig, TrainConfig
 from cegate_geo.train.export import export_model
 from cegate_geo.train.heads import make_head
 from cegate_geo.train.job import _optimizer
 from cegate_geo.train.mask2former import Mask2FormerHead, Positions, QueryPredictions, complete
 from cegate_geo.train.query_loss import Amounts, query_loss
+from cegate_geo.train.run import new_run
 from cegate_geo.train.segmenter import Segmenter
 from cegate_geo.train.steps import training_loss
 
@@ -307,15 +307,20 @@ def test_in_bf16_the_places_to_sample_at_stay_in_float32() -> None:
     assert float((found - expected).abs().mean()) < 0.02
 
 
-def test_embeddings_are_not_decayed() -> None:
-    built = head()
-    vit = timm.create_model("test_vit2.r160_in1k", num_classes=0)
-    run = SimpleNamespace(
-        segmenter=SimpleNamespace(head=built, backbone=vit),
-        toolbox=SimpleNamespace(modules={}),
-        trained_parameters=lambda: list(built.parameters()),
+def test_embeddings_are_not_decayed(tmp_path: Path) -> None:
+    sizes = QueryConfig(queries=5, pixel_layers=1, decoder_layers=2)
+    model = ModelConfig(
+        backbone="test_vit2.r160_in1k",
+        weights="random",
+        head="mask2former",
+        head_dim=32,
+        tile_size=64,
+        mask2former=sizes,
     )
-    decayed = {id(p) for g in _optimizer(run, TrainConfig()).param_groups if g["weight_decay"] for p in g["params"]}  # type: ignore[arg-type]
+    source = SourceConfig(images="", labels="")
+    run = new_run(tmp_path, AdaptConfig(classes={0: "a", 1: "b"}, source=(source,), model=model))
+    built = run.segmenter.head
+    decayed = {id(p) for g in _optimizer(run, TrainConfig()).param_groups if g["weight_decay"] for p in g["params"]}
     names = {n for n, p in built.named_parameters() if p.ndim > 1 and id(p) not in decayed}
     assert names == {
         "pixels.level_embed",
