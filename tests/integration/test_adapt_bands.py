@@ -62,15 +62,18 @@ def write_bands(folder: Path, dtype: str, *, bands: int = 6, seed: int = 0, name
     return raster, labels
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_backbone(path: Path) -> Path:
     """A backbone of three bands that can be had elsewhere."""
     torch.manual_seed(0)
     kwargs = {"dynamic_img_size": True, "img_size": TILE}
     vit = timm.create_model(VIT, num_classes=0, **kwargs)
-    path = tmp_path_factory.mktemp("base") / "backbone.safetensors"
     save_backbone(vit, BackboneSpec(architecture=VIT, kwargs=kwargs), path, provenance={})
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_backbone(tmp_path_factory.mktemp("base") / "backbone.safetensors")
 
 
 def config(raster: Path, labels: Path, weights: Path, **more: Any) -> dict[str, Any]:

@@ -159,6 +159,8 @@ def test_states_of_before_it_was_kept_are_resumed(stopped: AdaptConfig) -> None:
     state.write_text(json.dumps(table), encoding="utf-8")
     repaint(Path("squares.tif"))
     adapt(stopped, Path("run"), device="cpu", resume=True)
+    facts = json.loads(Path("run/result.json").read_text(encoding="utf-8"))["facts"]
+    assert "changes" not in facts
 
 
 def test_changes_are_accepted_of_a_run_that_is_resumed_only() -> None:

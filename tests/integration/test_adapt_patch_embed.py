@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import timm
 import torch
 from onnx import numpy_helper
 from safetensors.torch import load_file
 
 from cegate_geo.errors import CancelledError, ModelError
-from cegate_geo.train.backbone import BackboneSpec, save_backbone
 from cegate_geo.train.config import AdaptConfig, PeftConfig
 from cegate_geo.train.config_file import build
 from cegate_geo.train.export import export_run
@@ -25,21 +23,15 @@ from cegate_geo.train.ranks import alone
 from cegate_geo.train.run import load_run
 
 from .scenes import write_squares
-from .test_adapt_bands import TILE, VIT, write_bands
 from .test_adapt_bands import config as of_bands
+from .test_adapt_bands import write_backbone, write_bands
 
 PROJECTION = {"patch_embed.proj.weight", "patch_embed.proj.bias"}
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone that can be had elsewhere."""
-    torch.manual_seed(0)
-    kwargs = {"dynamic_img_size": True, "img_size": TILE}
-    path = tmp_path_factory.mktemp("base") / "backbone.safetensors"
-    vit = timm.create_model(VIT, num_classes=0, **kwargs)
-    save_backbone(vit, BackboneSpec(architecture=VIT, kwargs=kwargs), path, provenance={})
-    return path
+    return write_backbone(tmp_path_factory.mktemp("base") / "backbone.safetensors")
 
 
 @pytest.fixture(scope="module")
